@@ -1,0 +1,249 @@
+"""The attention family: what a method decides (`select`) and what every method shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels import AttentionState, block_sparse_attention, gathered_attention
+from gossamer.measure import causal_pairs
+from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
+
+if TYPE_CHECKING:
+    from gossamer.adapters.transformers import Attachment
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a method chose for one call, and what choosing cost.
+
+    Parameters
+    ----------
+    pattern : BlockPattern, TokenPattern, StripePattern or None
+        None keeps every key.
+    window : Window, optional
+        Narrows a block pattern (or every key) to sink and local keys.
+    resumed : AttentionState, optional
+        Softmax over keys outside `pattern` that `select` attended to on its way.
+    resumed_pairs : int
+        Query-key pairs in `resumed`, over batch and heads.
+    query : Tensor [B, H, q_len, D], optional
+        Replaces the query (positions encoded anew).
+    rotary : (cosine, sine), Tensor [n, D / 2], optional
+        Rotates each gathered key by its rank.
+    searched : int
+        Query-key products computed to choose, over batch and heads.
+    keys_read : int
+        Key vectors read to choose, over batch and key heads.
+    """
+
+    pattern: BlockPattern | TokenPattern | StripePattern | None = None
+    window: Window | None = None
+    resumed: AttentionState | None = None
+    resumed_pairs: int = 0
+    query: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    searched: int = 0
+    keys_read: int = 0
+
+
+@dataclass
+class Meter:
+    """Work counted over calls: all causal pairs, the pairs attended to, the cost of choosing.
+
+    Attributes
+    ----------
+    causal, attended, searched : int
+        Query-key pairs over batch, heads and layers.
+    bytes_read : int
+        Bytes of keys and values read by calls with one query a sequence (decode).
+    """
+
+    causal: int = 0
+    attended: int = 0
+    searched: int = 0
+    bytes_read: int = 0
+
+    @property
+    def density(self) -> float:
+        """Pairs attended to over all causal pairs."""
+        return self.attended / max(1, self.causal)
+
+    @property
+    def selection_share(self) -> float:
+        """Products computed to choose over all causal pairs."""
+        return self.searched / max(1, self.causal)
+
+    def add(self, selection: Selection, query: Tensor, key: Tensor) -> None:
+        """Count one call of [B, H, q_len, D] query against [B, H_kv, k_len, D] key."""
+        batch, heads, q_len, dim = query.shape
+        kv_heads, k_len = key.shape[1:3]
+        self.causal += batch * heads * causal_pairs(q_len, k_len)
+        self.searched += selection.searched
+        pattern, window = selection.pattern, selection.window
+        if isinstance(pattern, BlockPattern):
+            pairs = pattern.pairs(q_len, k_len, window=window) * heads // pattern.shape[1]
+        elif pattern is not None:
+            pairs = pattern.pairs(q_len) * heads // pattern.shape[1]
+        elif window is not None:
+            pairs = batch * heads * window.pairs(q_len, k_len)
+        else:
+            pairs = batch * heads * causal_pairs(q_len, k_len)
+        self.attended += pairs + selection.resumed_pairs
+        if q_len == 1:
+            lists = kv_heads if pattern is None else max(kv_heads, pattern.shape[1])
+            read = 2 * pairs * lists // heads + selection.keys_read
+            self.bytes_read += read * dim * key.element_size()
+
+
+@dataclass
+class LayerState:
+    """What a method may know and keep about one layer of one running batch.
+
+    Attributes
+    ----------
+    layer, layers : int
+        Index of this layer, and how many attention layers there are.
+    scale : float
+        Softmax scale.
+    key_start : Tensor [B] int64 or None
+        First real key of each sequence (left padding).
+    rotary : (cosine, sine), Tensor [B or 1, q_len, D] or None
+        The position encoding of this call's tokens.
+    rank_rotary : callable or None
+        ``rank_rotary(n)`` returns (cosine, sine) [n, D / 2] of positions 0 .. n - 1.
+    value : Tensor [B, H_kv, k_len, D] or None
+        The values of this call, for a method that attends while it selects.
+    memory : Any
+        The method's own, carried from call to call; None at first and after a rollback.
+    meter : Meter or None
+        Counts work when present.
+    """
+
+    layer: int = 0
+    layers: int = 1
+    scale: float = 1.0
+    key_start: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    rank_rotary: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    value: Tensor | None = field(default=None, repr=False)
+    memory: Any = field(default=None, repr=False)
+    meter: Meter | None = None
+
+
+@dataclass(frozen=True)
+class AttentionMethod:
+    """Base of every attention method: override `select`, and `update_cache` if need be.
+
+    A method is a frozen set of hyper-parameters; everything that changes lives in the
+    `LayerState` it is handed.
+    """
+
+    @property
+    def rotated_keys(self) -> bool:
+        """Whether the cache holds keys with their positions encoded."""
+        return True
+
+    def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
+        """Choose what the queries attend to.
+
+        Parameters
+        ----------
+        query : Tensor [B, H, q_len, D]
+        key : Tensor [B, H_kv, k_len, D]
+            The whole cache, this call's keys last.
+        state : LayerState
+
+        Returns
+        -------
+        Selection
+        """
+        return Selection()
+
+    def update_cache(self, key: Tensor, value: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [B, H_kv, n, D] to store for this call's tokens."""
+        return key, value
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, selection: Selection, state: LayerState
+    ) -> Tensor:
+        """Return exact attention [B, H, q_len, D] over the selection."""
+        query = query if selection.query is None else selection.query
+        pattern = selection.pattern
+        if isinstance(pattern, TokenPattern | StripePattern):
+            return gathered_attention(
+                query,
+                key,
+                value,
+                pattern,
+                scale=state.scale,
+                state=selection.resumed,
+                rotary=selection.rotary,
+                key_start=state.key_start,
+            )
+        return block_sparse_attention(
+            query,
+            key,
+            value,
+            pattern,
+            scale=state.scale,
+            window=selection.window,
+            key_start=state.key_start,
+        )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, state: LayerState) -> Tensor:
+        """Select and attend: what a model calls for one layer."""
+        with torch.no_grad():
+            state.value = value
+            selection = self.select(query, key, state)
+            state.value = None
+            if state.meter is not None:
+                state.meter.add(selection, query, key)
+            return self.attend(query, key, value, selection, state)
+
+    def attach(self, model: Any) -> Attachment:
+        """Make `model` attend with this method until the returned object's `detach()`."""
+        from gossamer.adapters.transformers import Attachment
+
+        return Attachment(model, self).__enter__()
+
+
+def use(model: Any, method: AttentionMethod) -> AbstractContextManager[Attachment]:
+    """Let a transformers causal language model attend with `method`; restored on exit.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any decoder built on transformers' attention interface.
+    method : AttentionMethod
+
+    Returns
+    -------
+    context manager that yields the `Attachment`
+
+    Raises
+    ------
+    ValueError
+        If the model has no attention layout that gossamer knows.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from gossamer.attention import StreamingAttention
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=4, num_key_value_heads=2)).eval()
+    >>> with use(model, StreamingAttention(sink=1, local=8)):
+    ...     tokens = model.generate(torch.ones(1, 12, dtype=torch.int64), max_new_tokens=2,
+    ...                             do_sample=False, pad_token_id=0, eos_token_id=None)
+    >>> tokens.shape
+    torch.Size([1, 14])
+    """
+    from gossamer.adapters.transformers import Attachment
+
+    return Attachment(model, method)

@@ -1,0 +1,225 @@
+"""TokenSelect: all heads vote on which cached tokens a query, or a chunk of them, attends to."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.attention.base import AttentionMethod, LayerState, Selection
+from gossamer.attention.rotary import rotate, unrotate
+from gossamer.kernels import paged_dot, soft_votes, top_indices
+from gossamer.patterns import TokenPattern
+
+
+@dataclass
+class SelectionCache:
+    """The last selection of each sequence, reused while the query points the same way.
+
+    Attributes
+    ----------
+    query : Tensor [B, H * D]
+        The selection query that made `indices`.
+    indices : Tensor [B, top_k] int32
+    hits, asked : int
+        Sequences that reused, and sequences in all.
+    """
+
+    query: Tensor
+    indices: Tensor
+    hits: int = 0
+    asked: int = 0
+
+
+@dataclass(frozen=True)
+class TokenSelect(AttentionMethod):
+    """Attend to sinks, recent tokens and the `top_k` cached tokens that the heads vote for.
+
+    Scores q.k of every head with every cached key become votes softmax(q.k) summed over heads
+    (unscaled on purpose, so that votes are sharp); the top_k tokens serve all heads of the
+    layer. A prompt is processed in chunks whose queries are averaged for the vote; in decode, a
+    query close to the last one (cosine >= cache_threshold) reuses its selection. Keys are cached
+    without position encoding: scoring places every key at 0 and the query just past the local
+    window, and attention numbers the selected tokens 0, 1, 2 ..., so that no position exceeds
+    the budget and a model runs past its trained context.
+
+    Based on "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via
+    Dynamic Token-Level KV Cache Selection" (arXiv 2411.02886). A reused selection misses tokens
+    that left the local window since it was made.
+
+    Parameters
+    ----------
+    n_init, n_local, top_k : int
+        First, recent and voted tokens kept (paper defaults 128, 512, 2048).
+    chunk : int
+        Queries of a prompt that share a vote (paper default 512); at most n_local.
+    vote : {"soft", "head", "sum"}
+        Sum of softmax (paper default), count of each head's own top_k, or sum of raw products.
+    cache_threshold : float
+        Cosine above which a selection is reused (paper default 0.9); above 1 never.
+    reindex_positions : bool
+        False keeps true positions, for scores and attention: comparable, no extrapolation.
+    smooth_kernel : int
+        Odd width of a max-pool over the votes; 0 for none (paper default).
+    scale : {None, "rsqrt"}
+        "rsqrt" divides products by sqrt(D) before the vote.
+
+    Examples
+    --------
+    >>> TokenSelect(top_k=512).budget
+    1152
+    """
+
+    n_init: int = 128
+    n_local: int = 512
+    top_k: int = 2048
+    chunk: int = 512
+    vote: Literal["soft", "head", "sum"] = "soft"
+    cache_threshold: float = 0.9
+    reindex_positions: bool = True
+    smooth_kernel: int = 0
+    scale: Literal["rsqrt"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_init < 0 or min(self.n_local, self.top_k, self.chunk) < 1:
+            raise ValueError(
+                "expected n_init >= 0 and n_local, top_k, chunk >= 1, got "
+                f"{self.n_init}, {self.n_local}, {self.top_k} and {self.chunk}"
+            )
+        if self.chunk > self.n_local:
+            raise ValueError(
+                f"expected chunk <= n_local (a chunk must see itself), got {self.chunk} > "
+                f"{self.n_local}"
+            )
+        if self.vote not in ("soft", "head", "sum") or self.scale not in (None, "rsqrt"):
+            raise ValueError(
+                "expected vote 'soft', 'head' or 'sum' and scale None or 'rsqrt', got "
+                f"{self.vote!r} and {self.scale!r}"
+            )
+        if self.smooth_kernel < 0 or (self.smooth_kernel and self.smooth_kernel % 2 == 0):
+            raise ValueError(f"expected smooth_kernel to be 0 or odd, got {self.smooth_kernel}")
+        if not -1 <= self.cache_threshold < float("inf"):
+            raise ValueError(f"expected cache_threshold >= -1, got {self.cache_threshold}")
+
+    @property
+    def budget(self) -> int:
+        """Tokens a query attends to at most."""
+        return self.n_init + self.top_k + self.n_local
+
+    @property
+    def rotated_keys(self) -> bool:
+        return not self.reindex_positions
+
+    def update_cache(self, key: Tensor, value: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
+        return (key if self.rotated_keys else _raw(key, state)), value
+
+    def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
+        (batch, _, q_len, _), k_len = query.shape, key.shape[2]
+        raw = query if self.rotated_keys else _raw(query, state)
+        starts = [0] * batch if state.key_start is None else state.key_start.tolist()
+        group = 1 if q_len == 1 else self.chunk
+        if q_len > 1:
+            state.memory = None
+        lists: list[Tensor] = []  # of each sequence, then each group
+        scored = 0
+        for first in range(0, q_len, group):
+            end = k_len - q_len + min(q_len, first + group)
+            voted = None
+            if any(end - start > self.budget for start in starts):
+                chunk = raw[:, :, first : first + group]
+                voted, keys = self._vote(chunk, key[:, :, :end], starts, state)
+                scored += keys
+            for b, start in enumerate(starts):
+                if voted is None or end - start <= self.budget:
+                    lists.append(torch.arange(start, end, dtype=torch.int32, device=key.device))
+                    continue
+                ends = torch.arange(end, dtype=torch.int32, device=key.device)
+                sinks, recent = ends[start : start + self.n_init], ends[end - self.n_local :]
+                lists.append(torch.cat([sinks, voted[b], recent]))
+        indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+        indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
+        pattern = TokenPattern(indices, group=group, k_len=k_len)
+        found = Selection(
+            pattern, searched=scored * query.shape[1], keys_read=scored * key.shape[1]
+        )
+        if self.rotated_keys or state.rank_rotary is None:
+            return found
+        cosine, sine = state.rank_rotary(max(len(tokens) for tokens in lists))
+        counts = torch.tensor([len(tokens) for tokens in lists], device=key.device)
+        rank = self._ranks(counts.unflatten(0, (-1, batch)).T, q_len, group)
+        compact = rotate(raw, cosine[rank][:, None], sine[rank][:, None])
+        return replace(found, query=compact, rotary=(cosine, sine))
+
+    @staticmethod
+    def _ranks(counts: Tensor, q_len: int, group: int) -> Tensor:
+        """Place [B, q_len] of each query in its list; a chunk's own tokens end the list."""
+        row = torch.arange(q_len, device=counts.device)
+        chunk_end = (row // group * group + group).clamp(max=q_len)
+        return (counts[:, row // group] - (chunk_end - row)).clamp(min=0)
+
+    def _vote(
+        self, raw: Tensor, key: Tensor, starts: list[int], state: LayerState
+    ) -> tuple[Tensor, int]:
+        """Return the voted tokens int32 [B, top_k], ascending, and how many keys were scored."""
+        query = raw
+        if not self.rotated_keys and state.rank_rotary is not None:
+            cosine, sine = state.rank_rotary(self.n_local + raw.shape[2])
+            query = rotate(raw, cosine[self.n_local :], sine[self.n_local :])
+        query = query.float().mean(2, keepdim=True).to(raw.dtype)
+        flat = query.flatten(1)
+        memory: SelectionCache | None = state.memory if raw.shape[2] == 1 else None
+        if memory is not None:
+            hit = torch.cosine_similarity(flat.float(), memory.query.float()) >= (
+                self.cache_threshold
+            )
+            memory.asked += len(hit)
+            memory.hits += int(hit.sum())
+            if bool(hit.all()):
+                return memory.indices, 0
+        n = key.shape[2]
+        begin = torch.tensor(starts, device=key.device) + self.n_init
+        scale = key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0
+        scores = paged_dot(query, key, begin=begin, end=n - self.n_local, scale=scale)
+        voted = top_indices(self._count(scores), min(self.top_k, n))
+        keys = int((n - self.n_local - begin).clamp(min=0).sum())
+        if raw.shape[2] > 1:
+            return voted, keys
+        if memory is None:
+            state.memory = SelectionCache(flat, voted)
+        else:
+            memory.indices = torch.where(hit[:, None], memory.indices, voted)
+            memory.query = torch.where(hit[:, None], memory.query, flat)
+        return state.memory.indices, keys
+
+    def _count(self, scores: Tensor) -> Tensor:
+        """Votes [B, k_len] from scores [B, H, k_len], -inf where there is no candidate."""
+        barred = scores[:, 0] == -torch.inf
+        if self.vote == "soft":
+            votes = soft_votes(scores)
+        elif self.vote == "sum":
+            votes = scores.sum(1)
+        else:
+            own = top_indices(scores.flatten(0, 1), min(self.top_k, scores.shape[2]))
+            ballots = torch.zeros_like(scores[:, 0])
+            votes = ballots.scatter_add(
+                1,
+                own.reshape(len(scores), -1).long(),
+                torch.ones_like(own, dtype=scores.dtype).reshape(len(scores), -1),
+            ).masked_fill(barred, -torch.inf)
+        if self.smooth_kernel > 1:
+            pooled = torch.nn.functional.max_pool1d(
+                votes[:, None], self.smooth_kernel, stride=1, padding=self.smooth_kernel // 2
+            )
+            votes = pooled[:, 0].masked_fill(barred, -torch.inf)
+        return votes
+
+
+def _raw(vectors: Tensor, state: LayerState) -> Tensor:
+    """Vectors [B, H, q_len, D] of this call's tokens without their position encoding."""
+    if state.rotary is None:
+        raise ValueError(
+            "TokenSelect needs the model's rotary encoding to reindex positions, got none; "
+            "try reindex_positions=False"
+        )
+    cosine, sine = state.rotary
+    return unrotate(vectors, cosine[:, None], sine[:, None])

@@ -1,0 +1,1 @@
+"""What experiments read: real texts that need no download, and generated prompts."""

