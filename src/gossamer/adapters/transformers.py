@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ except ImportError as missing:
     ) from missing
 
 NAME = "gossamer"
-_attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+SLOT = "_gossamer_attachment"  # attribute of the attention modules of an attached model
 
 
 class KVLayer(CacheLayerMixin):
@@ -52,6 +51,11 @@ class KVLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Store this call's tokens; return views of all of them."""
         attachment = self.attachment
+        if not attachment.attached:
+            raise ValueError(
+                "the cache belongs to a method that is no longer attached to the model; use it "
+                "inside the context, or start with past_key_values=None"
+            )
         self.state.rotary = attachment.rotary_of(self.state.layer)
         stored = attachment.method.update_cache(key_states, value_states, self.state)
         self.keys, self.values = self.store.append(*stored)
@@ -68,7 +72,8 @@ class KVLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self.rollback(0)
+        self.store = KeyValueStore(self.attachment.reserve)  # the next batch may differ in size
+        self._refresh()
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
@@ -98,6 +103,9 @@ class KVLayer(CacheLayerMixin):
         branch.store = self.store.fork()
         branch._refresh()
         return branch
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVLayer:
+        return self.fork()  # how transformers users branch a prefix; the model is not copied
 
     def _refresh(self) -> None:
         self.state.memory = None
@@ -181,19 +189,27 @@ class Attachment:
         # CPU pages that are never written cost nothing; CUDA memory does.
         self.reserve = limit if next(self.model.parameters()).device.type == "cpu" else 256
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._embeddings: tuple[Tensor, Tensor] | None = None
+        self._halves: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._tables: tuple[Tensor, Tensor] | None = None
         self._hooks: list[Any] = []
-        self._before: tuple[str, dict[nn.Module, Attachment]] | None = None
+        self._before: tuple[str, Attachment | None] | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model has the method, alone or under one attached later."""
+        return self._before is not None
 
     def __enter__(self) -> Attachment:
+        if self.attached:
+            return self
         AttentionInterface.register(NAME, _attend)
         AttentionMaskInterface.register(NAME, _mask)
-        replaced = {module: _attached[module] for module in self.modules if module in _attached}
-        self._before = (self.model.config._attn_implementation, replaced)
-        self.model.set_attn_implementation(NAME)
+        decoder = self.model.get_decoder()  # not the model: its vision tower attends as before
+        self._before = (decoder.config._attn_implementation, _attachment_of(self.modules[0]))
+        decoder.set_attn_implementation(NAME)
         for module in self.modules:
-            _attached[module] = self
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
+            setattr(module, SLOT, self)
         self._hooks = [decoder.register_forward_pre_hook(self._enter_forward, with_kwargs=True)]
         if not self.method.rotated_keys:
             self._hooks += [
@@ -211,17 +227,21 @@ class Attachment:
         self.detach()
 
     def detach(self) -> None:
-        """Give the model back as it was; a second call does nothing."""
+        """Give the model back as it was, without what was attached since; twice is once."""
         if self._before is None:
             return
-        implementation, replaced = self._before
+        while (latest := _attachment_of(self.modules[0])) is not None and latest is not self:
+            latest.detach()
+        implementation, earlier = self._before
         self._before = None
         for hook in self._hooks:
             hook.remove()
         for module in self.modules:
-            _attached.pop(module, None)
-        _attached.update(replaced)
-        self.model.set_attn_implementation(implementation)
+            if earlier is None:
+                delattr(module, SLOT)
+            else:
+                setattr(module, SLOT, earlier)
+        self.model.get_decoder().set_attn_implementation(implementation)
         self.updated.clear()
 
     def new_cache(self) -> KVCache:
@@ -283,6 +303,8 @@ class Attachment:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the decoder a gossamer cache before its forward."""
+        if _attachment_of(self.modules[0]) is not self:  # another method is attached on top
+            return args, kwargs
         self.updated.clear()
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")
@@ -294,9 +316,7 @@ class Attachment:
             self.adopt(cache)
         return args, kwargs
 
-    def _keep_rotary(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _keep_rotary(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the position encoding that an attention module is about to apply."""
         embeddings = kwargs.get("position_embeddings")
         if embeddings is None:
@@ -308,8 +328,11 @@ class Attachment:
                 f"expected rotary encoding over the whole head dim {dim}, got "
                 f"{cosine.shape[-1]}; try a method that keeps encoded keys"
             )
-        half = dim // 2
-        self._rotary[module.layer_idx] = (cosine[..., :half].float(), sine[..., :half].float())
+        if embeddings is not self._embeddings:  # layers mostly share them
+            half = dim // 2
+            self._embeddings = embeddings
+            self._halves = (cosine[..., :half].float(), sine[..., :half].float())
+        self._rotary[module.layer_idx] = self._halves
 
     def _rank_rotary(self, n: int) -> tuple[Tensor, Tensor]:
         """Return float32 (cosine, sine) [n, D / 2] of positions 0 .. n - 1."""
@@ -326,12 +349,21 @@ class Attachment:
             takes_type = "layer_type" in inspect.signature(encoder.forward).parameters
             tables = encoder(x, positions, *(["full_attention"] if takes_type else []))
             half = tables[0].shape[-1] // 2
+            if not torch.equal(tables[0][..., :half], tables[0][..., half:]):
+                raise ValueError(
+                    "expected rotary encoding of dims d and d + D / 2 together, got another "
+                    "layout; try a method that keeps encoded keys"
+                )
             self._tables = tuple(table[0, :, :half].contiguous() for table in tables)
         cosine, sine = self._tables
         return cosine[:n], sine[:n]
 
 
-def _attention_modules(model: Any) -> list[nn.Module]:
+def _attachment_of(module: nn.Module) -> Attachment | None:
+    return getattr(module, SLOT, None)
+
+
+def _attention_modules(model: Any) -> list[Any]:
     """The decoder's attention modules, in layer order."""
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
@@ -339,13 +371,34 @@ def _attention_modules(model: Any) -> list[nn.Module]:
             "gossamer.models.load or AutoModelForCausalLM"
         )
     wanted = ("layer_idx", "num_key_value_groups", "scaling")
-    modules = [part for part in model.modules() if all(hasattr(part, name) for name in wanted)]
+    modules: list[Any] = [
+        part for part in model.modules() if all(hasattr(part, name) for name in wanted)
+    ]
     if not modules or not getattr(model, "_supports_attention_backend", False):
         raise ValueError(
             f"{type(model).__name__} has no attention layout that gossamer knows (modules with "
             f"{', '.join(wanted)} behind transformers' attention interface)"
         )
+    for part in modules:
+        if not getattr(part, "is_causal", True):
+            raise ValueError(f"expected causal attention, got {type(part).__name__} without it")
+        _refuse_terms(
+            softcap=getattr(part, "attn_logit_softcapping", None),
+            s_aux=getattr(part, "sinks", None),
+        )
+    if all(DynamicCache(config=model.config).is_sliding):
+        raise ValueError(
+            f"every layer of {type(model).__name__} has a sliding window, which stays the model's "
+            "own; try a model with full attention, or sliding_window=None in its configuration"
+        )
     return sorted(modules, key=lambda part: part.layer_idx)
+
+
+def _refuse_terms(softcap: float | None, s_aux: Tensor | None) -> None:
+    if softcap is not None:
+        raise ValueError(f"expected attention without logit soft-capping, got softcap {softcap}")
+    if s_aux is not None:
+        raise ValueError("expected a softmax over keys alone, got learned attention sinks (s_aux)")
 
 
 def _mask(
@@ -384,7 +437,7 @@ def _mask(
 
 
 def _attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -393,19 +446,19 @@ def _attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention function: [B, H, q_len, D] in, [B, q_len, H, D] out."""
+    _refuse_terms(softcap, s_aux)
     if sliding_window is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    if softcap is not None:
-        raise ValueError("expected attention without logit soft-capping, got softcap")
     if attention_mask is not None and attention_mask.ndim == 4:
         raise ValueError("expected a 2-D attention_mask (padding), got a 4-D one")
-    attachment = _attached[module]
-    index: int = module.layer_idx
+    attachment: Attachment = getattr(module, SLOT)
+    index = module.layer_idx
     layer = attachment.updated.pop(index, None)
     if layer is None:  # no cache: this call's keys are all there is
         state = attachment.new_state(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,53 +52,79 @@ class Selection:
     keys_read: int = 0
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What a meter needs of one call, counted when somebody asks."""
+
+    selection: Selection
+    shape: tuple[int, int, int, int]  # of the query
+    kv_heads: int
+    k_len: int
+    element_size: int
+
+
 class Meter:
     """Work counted over calls: all causal pairs, the pairs attended to, the cost of choosing.
 
-    Attributes
-    ----------
-    causal, attended, searched : int
-        Query-key pairs over batch, heads and layers.
-    bytes_read : int
-        Bytes of keys and values read by calls with one query a sequence (decode).
+    Calls are only noted while the model runs and counted when a figure is read, so that a timed
+    run can be metered.
     """
 
-    causal: int = 0
-    attended: int = 0
-    searched: int = 0
-    bytes_read: int = 0
+    def __init__(self) -> None:
+        self._causal = self._attended = self._searched = self._bytes_read = 0
+        self._noted: list[_Call] = []
+
+    def add(self, selection: Selection, query: Tensor, key: Tensor) -> None:
+        """Note one call of [B, H, q_len, D] query against [B, H_kv, k_len, D] key."""
+        batch, heads, q_len, dim = query.shape
+        light = replace(selection, resumed=None, query=None, rotary=None)
+        if isinstance(light.pattern, TokenPattern) and q_len == 1:  # a list that will be reused
+            reused = light.pattern
+            copied = TokenPattern(reused.indices.clone(), group=reused.group, k_len=reused.k_len)
+            light = replace(light, pattern=copied)
+        self._noted.append(
+            _Call(light, (batch, heads, q_len, dim), key.shape[1], key.shape[2], key.element_size())
+        )
 
     @property
     def density(self) -> float:
-        """Pairs attended to over all causal pairs."""
-        return self.attended / max(1, self.causal)
+        """Pairs attended to over all causal pairs, heads and layers alike."""
+        self._count()
+        return self._attended / max(1, self._causal)
 
     @property
     def selection_share(self) -> float:
         """Products computed to choose over all causal pairs."""
-        return self.searched / max(1, self.causal)
+        self._count()
+        return self._searched / max(1, self._causal)
 
-    def add(self, selection: Selection, query: Tensor, key: Tensor) -> None:
-        """Count one call of [B, H, q_len, D] query against [B, H_kv, k_len, D] key."""
-        batch, heads, q_len, dim = query.shape
-        kv_heads, k_len = key.shape[1:3]
-        self.causal += batch * heads * causal_pairs(q_len, k_len)
-        self.searched += selection.searched
-        pattern, window = selection.pattern, selection.window
-        if isinstance(pattern, BlockPattern):
-            pairs = pattern.pairs(q_len, k_len, window=window) * heads // pattern.shape[1]
-        elif pattern is not None:
-            pairs = pattern.pairs(q_len) * heads // pattern.shape[1]
-        elif window is not None:
-            pairs = batch * heads * window.pairs(q_len, k_len)
-        else:
-            pairs = batch * heads * causal_pairs(q_len, k_len)
-        self.attended += pairs + selection.resumed_pairs
-        if q_len == 1:
-            lists = kv_heads if pattern is None else max(kv_heads, pattern.shape[1])
-            read = 2 * pairs * lists // heads + selection.keys_read
-            self.bytes_read += read * dim * key.element_size()
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of keys and values read by calls with one query a sequence (decode)."""
+        self._count()
+        return self._bytes_read
+
+    def _count(self) -> None:
+        for call in self._noted:
+            batch, heads, q_len, dim = call.shape
+            causal = batch * heads * causal_pairs(q_len, call.k_len)
+            pattern, window = call.selection.pattern, call.selection.window
+            if isinstance(pattern, BlockPattern):
+                pairs = pattern.pairs(q_len, call.k_len, window=window)
+            elif pattern is not None:
+                pairs = pattern.pairs(q_len)
+            elif window is not None:
+                pairs = batch * window.pairs(q_len, call.k_len)
+            else:
+                pairs = causal // heads
+            lists = 1 if pattern is None else pattern.shape[1]
+            self._causal += causal
+            self._attended += pairs * heads // lists + call.selection.resumed_pairs
+            self._searched += call.selection.searched
+            if q_len == 1:
+                vectors = 2 * pairs * max(call.kv_heads, lists) // lists + call.selection.keys_read
+                self._bytes_read += vectors * dim * call.element_size
+        self._noted.clear()
 
 
 @dataclass
@@ -113,7 +139,7 @@ class LayerState:
         Softmax scale.
     key_start : Tensor [B] int64 or None
         First real key of each sequence (left padding).
-    rotary : (cosine, sine), Tensor [B or 1, q_len, D] or None
+    rotary : (cosine, sine), Tensor [B or 1, q_len, D / 2] or None
         The position encoding of this call's tokens.
     rank_rotary : callable or None
         ``rank_rotary(n)`` returns (cosine, sine) [n, D / 2] of positions 0 .. n - 1.
@@ -204,13 +230,31 @@ class AttentionMethod:
             state.value = None
             if state.meter is not None:
                 state.meter.add(selection, query, key)
-            return self.attend(query, key, value, selection, state)
+            output = self.attend(query, key, value, selection, state)
+        if torch.is_grad_enabled() and query.requires_grad:
+            return _InferenceOnly.apply(output, query)
+        return output
 
     def attach(self, model: Any) -> Attachment:
         """Make `model` attend with this method until the returned object's `detach()`."""
         from gossamer.adapters.transformers import Attachment
 
         return Attachment(model, self).__enter__()
+
+
+class _InferenceOnly(torch.autograd.Function):
+    """Pass the output on; training through it fails loudly instead of losing gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, query: Tensor) -> Tensor:
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise ValueError(
+            "expected inference, got a backward pass through sparse attention; try "
+            "torch.no_grad(), or detach the method to train"
+        )
 
 
 def use(model: Any, method: AttentionMethod) -> AbstractContextManager[Attachment]:

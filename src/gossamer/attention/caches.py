@@ -114,11 +114,11 @@ class KeyValueStore:
         if buffer is None:
             raise ValueError("expected an allocated buffer")
         for name, new, old in (("key", key, buffer.key), ("value", value, buffer.value)):
-            same = new.shape[:2] == old.shape[:2] and new.shape[3] == old.shape[3]
-            if not same or new.dtype != old.dtype:
+            shape = [*old.shape[:2], end - self.length, old.shape[3]]
+            if list(new.shape) != shape or new.dtype != old.dtype:
                 raise ValueError(
-                    f"expected {name} like the stored [{old.shape[0]}, {old.shape[1]}, n, "
-                    f"{old.shape[3]}] {old.dtype}, got {list(new.shape)} {new.dtype}"
+                    f"expected {name} like the stored, {shape} {old.dtype}, got "
+                    f"{list(new.shape)} {new.dtype}"
                 )
         capacity = buffer.key.shape[2]
         others = [user for user in buffer.users if user is not self]

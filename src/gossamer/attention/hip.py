@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
 from gossamer.kernels import TreeSearch, tree_search
-from gossamer.kernels.tree_search import Representative
+from gossamer.kernels.tree_search import REPRESENTATIVES, Representative
 from gossamer.patterns import TokenPattern
 
 
@@ -77,6 +78,8 @@ class HiPAttention(AttentionMethod):
     def __post_init__(self) -> None:
         if self.block_q < 1 or self.block_q & (self.block_q - 1):
             raise ValueError(f"expected block_q to be a power of two, got {self.block_q}")
+        if self.block_k < 1 or 64 % self.block_k:
+            raise ValueError(f"expected block_k to divide 64, got {self.block_k}")
         if self.k < self.block_k or self.k % self.block_k:
             raise ValueError(f"expected k to be a multiple of block_k {self.block_k}, got {self.k}")
         if not 1 <= self.refresh_interval <= self.window:
@@ -84,10 +87,20 @@ class HiPAttention(AttentionMethod):
                 f"expected refresh_interval in 1..window ({self.window}), got "
                 f"{self.refresh_interval}"
             )
-        if min(self.dense_layers, self.sink) < 0:
+        if min(self.dense_layers, self.sink, self.seed) < 0:
             raise ValueError(
-                f"expected dense_layers and sink to be at least 0, got {self.dense_layers} and "
-                f"{self.sink}"
+                f"expected dense_layers, sink and seed to be at least 0, got {self.dense_layers}, "
+                f"{self.sink} and {self.seed}"
+            )
+        if self.query_stride < 1 or (self.sparq_dim is not None and self.sparq_dim < 1):
+            raise ValueError(
+                f"expected query_stride and sparq_dim to be at least 1, got {self.query_stride} "
+                f"and {self.sparq_dim}"
+            )
+        if self.representative not in REPRESENTATIVES:
+            raise ValueError(
+                f"expected representative to be one of {', '.join(REPRESENTATIVES)}, got "
+                f"{self.representative!r}"
             )
 
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
@@ -97,8 +110,7 @@ class HiPAttention(AttentionMethod):
             return self._decode(query, key, state)
         state.memory = None
         found = self._search(query, key, state, block_q=self.block_q, stride=self.query_stride)
-        sampled = -(-min(self.block_q, query.shape[2]) // self.query_stride)
-        return self._priced(found, found.pattern, sampled, state)
+        return self._priced(found, query, self.query_stride, state)
 
     def _search(
         self, query: Tensor, key: Tensor, state: LayerState, *, block_q: int, stride: int
@@ -120,13 +132,18 @@ class HiPAttention(AttentionMethod):
         )
 
     def _priced(
-        self, found: TreeSearch, pattern: TokenPattern, rows: int, state: LayerState
+        self, found: TreeSearch, query: Tensor, stride: int, state: LayerState
     ) -> Selection:
         """The selection with what its search cost, for whoever counts."""
+        pattern, (heads, q_len) = found.pattern, query.shape[1:3]
         if state.meter is None:
             return Selection(pattern)
-        keys = int(found.scored.sum()) * self.block_k
-        return Selection(pattern, searched=keys * rows, keys_read=keys)
+        keys = found.scored * self.block_k
+        first = torch.arange(0, q_len, pattern.group, device=query.device)
+        rows = (q_len - first).clamp(max=pattern.group)
+        sampled = (rows - stride // 2 + stride - 1).div(stride, rounding_mode="floor").clamp(min=1)
+        searched = (keys * sampled).sum() * (heads // pattern.shape[1])
+        return Selection(pattern, searched=int(searched), keys_read=int(keys.sum()))
 
     def _decode(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         """Search for one query a sequence, or extend the list of the last search.
@@ -141,7 +158,7 @@ class HiPAttention(AttentionMethod):
             indices = pad(found.pattern.indices, (0, self.refresh_interval), value=-1)
             counts = (indices >= 0).sum(-1, keepdim=True)
             state.memory = _Found(indices, counts, k_len, 1)
-            return self._priced(found, found.pattern, query.shape[1] // key.shape[1], state)
+            return self._priced(found, query, 1, state)
         memory.indices.scatter_(-1, memory.counts, k_len - 1)
         memory.counts += 1
         memory.k_len, memory.steps = k_len, memory.steps + 1

@@ -1,5 +1,7 @@
 """Rotary position encoding in the rotate-half layout: pairs are (d, d + D / 2)."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,20 @@ def rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     [0.0, 1.0]
     """
     first, second = vectors.float().chunk(2, dim=-1)
-    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    turned = (
+        torch.addcmul(first * cosine, second, sine, value=-1),
+        torch.addcmul(second * cosine, first, sine),
+    )
     return torch.cat(turned, dim=-1).to(vectors.dtype)
 
 
-def unrotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Undo `rotate`, its scaling (cosine^2 + sine^2, as in YaRN) included."""
+@lru_cache(maxsize=2)  # keyed by identity: all layers of one forward share their tables
+def inverse(cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tables that undo `rotate`, its scaling (as in YaRN) included."""
     norm = cosine.square() + sine.square()
-    return rotate(vectors, cosine / norm, -sine / norm)
+    return cosine / norm, -sine / norm
+
+
+def unrotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Undo ``rotate(vectors, cosine, sine)``."""
+    return rotate(vectors, *inverse(cosine, sine))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
-from gossamer.attention.rotary import rotate, unrotate
+from gossamer.attention.rotary import inverse, rotate
 from gossamer.kernels import paged_dot, soft_votes, top_indices
 from gossamer.patterns import TokenPattern
 
@@ -21,6 +21,7 @@ class SelectionCache:
     query : Tensor [B, H * D]
         The selection query that made `indices`.
     indices : Tensor [B, top_k] int32
+        -1 where a sequence was too short to select from.
     hits, asked : int
         Sequences that reused, and sequences in all.
     """
@@ -130,21 +131,23 @@ class TokenSelect(AttentionMethod):
                 voted, keys = self._vote(chunk, key[:, :, :end], starts, state)
                 scored += keys
             for b, start in enumerate(starts):
-                if voted is None or end - start <= self.budget:
-                    lists.append(torch.arange(start, end, dtype=torch.int32, device=key.device))
-                    continue
-                ends = torch.arange(end, dtype=torch.int32, device=key.device)
-                sinks, recent = ends[start : start + self.n_init], ends[end - self.n_local :]
-                lists.append(torch.cat([sinks, voted[b], recent]))
-        indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-        indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
+                tokens = torch.arange(end, dtype=torch.int32, device=key.device)[start:]
+                if voted is not None and len(tokens) > self.budget:
+                    near = tokens[: self.n_init], tokens[-self.n_local :]
+                    tokens = torch.cat([near[0], voted[b], near[1]])
+                lists.append(tokens)
+        if len(lists) == 1:  # a decode step of one sequence: nothing to pad
+            indices = lists[0][None, None, None]
+        else:
+            indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+            indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
         pattern = TokenPattern(indices, group=group, k_len=k_len)
         found = Selection(
             pattern, searched=scored * query.shape[1], keys_read=scored * key.shape[1]
         )
         if self.rotated_keys or state.rank_rotary is None:
             return found
-        cosine, sine = state.rank_rotary(max(len(tokens) for tokens in lists))
+        cosine, sine = state.rank_rotary(max(1, *map(len, lists)))
         counts = torch.tensor([len(tokens) for tokens in lists], device=key.device)
         rank = self._ranks(counts.unflatten(0, (-1, batch)).T, q_len, group)
         compact = rotate(raw, cosine[rank][:, None], sine[rank][:, None])
@@ -169,19 +172,21 @@ class TokenSelect(AttentionMethod):
         flat = query.flatten(1)
         memory: SelectionCache | None = state.memory if raw.shape[2] == 1 else None
         if memory is not None:
-            hit = torch.cosine_similarity(flat.float(), memory.query.float()) >= (
-                self.cache_threshold
-            )
+            alike = torch.cosine_similarity(flat.float(), memory.query.float())
+            hit = (alike >= self.cache_threshold) & (memory.indices[:, 0] >= 0)
+            hits = sum(hit.tolist())
             memory.asked += len(hit)
-            memory.hits += int(hit.sum())
-            if bool(hit.all()):
+            memory.hits += hits
+            if hits == len(hit):
                 return memory.indices, 0
         n = key.shape[2]
         begin = torch.tensor(starts, device=key.device) + self.n_init
         scale = key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0
         scores = paged_dot(query, key, begin=begin, end=n - self.n_local, scale=scale)
         voted = top_indices(self._count(scores), min(self.top_k, n))
-        keys = int((n - self.n_local - begin).clamp(min=0).sum())
+        candidates = (n - self.n_local - begin).clamp(min=0)
+        voted[candidates < self.top_k] = -1
+        keys = int(candidates.sum())
         if raw.shape[2] > 1:
             return voted, keys
         if memory is None:
@@ -221,5 +226,5 @@ def _raw(vectors: Tensor, state: LayerState) -> Tensor:
             "TokenSelect needs the model's rotary encoding to reindex positions, got none; "
             "try reindex_positions=False"
         )
-    cosine, sine = state.rotary
-    return unrotate(vectors, cosine[:, None], sine[:, None])
+    cosine, sine = inverse(*state.rotary)
+    return rotate(vectors, cosine[:, None], sine[:, None])

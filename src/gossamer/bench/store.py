@@ -266,6 +266,25 @@ class ResultStore:
         save_json(self.path, self._document(rows, complete=False, peak=self._peak_rss_bytes))
         self._rows, self._complete = rows, False
 
+    def replace(self, row: Mapping[str, Any]) -> None:
+        """Put a better measured row in place of its method's earlier one and save.
+
+        Raises
+        ------
+        ValueError
+            If the row is malformed or its method was not measured yet.
+        OSError
+            If the file cannot be written; the previous one is intact.
+        """
+        better: dict[str, Any] = json.loads(_dumps(row))
+        if problem := _row_problem(better):
+            raise ValueError(f"row: {problem}")
+        if better["method"] not in [earlier["method"] for earlier in self._rows]:
+            raise ValueError(f"row: expected a method already measured, got {better['method']!r}")
+        rows = [better if row["method"] == better["method"] else row for row in self._rows]
+        save_json(self.path, self._document(rows, complete=False, peak=self._peak_rss_bytes))
+        self._rows, self._complete = rows, False
+
     def finish(self, *, peak_rss_bytes: int | None = None) -> None:
         """Mark the comparison complete and save.
 

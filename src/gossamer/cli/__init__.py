@@ -1,1 +1,33 @@
 """The command line: one module a job, assembled here."""
+
+import logging
+import sys
+
+import typer
+
+from gossamer.cli.compare import compare
+from gossamer.cli.papers import papers, show
+from gossamer.cli.reproduce import reproduce
+
+app = typer.Typer(
+    name="gossamer",
+    help="Dynamic sparsity: make a model compute only what matters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(compare)
+app.command()(papers)
+app.command()(show)
+app.command()(reproduce)
+
+
+def main() -> None:
+    """Run the command line: bad input is one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="gossamer: %(message)s")
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"gossamer: error: {message}\n")
+        sys.exit(2)

@@ -58,7 +58,7 @@ def texts(seed: int = 0) -> tuple[Document, Document, Document]:
     Returns
     -------
     tuple of three Document
-        Between 30,000 and 45,000 SmolLM2 tokens each.
+        About 30,000 to 50,000 SmolLM2 tokens each.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def read(path: Path | str) -> Document:
     Returns
     -------
     Document
-        The text without a byte order mark, its line ends turned into newlines.
+        The text without a byte order mark, each line ending in a plain newline.
 
     Raises
     ------
@@ -116,8 +116,10 @@ def read(path: Path | str) -> Document:
     if (position := text.find("\0")) >= 0:
         raise ValueError(f"expected text in {name}, got binary data: NUL at character {position}")
     if not text.strip():
-        raise ValueError(f"expected text in {name}, got nothing but {len(text)} characters of space")
-    return Document("\n".join(text.splitlines()), name, "not recorded")
+        raise ValueError(
+            f"expected text in {name}, got nothing but {len(text)} characters of space"
+        )
+    return Document(text.replace("\r\n", "\n"), name, "not recorded")
 
 
 def _topics() -> dict[str, str]:

@@ -137,7 +137,7 @@ def haystack(
     >>> [key.label for key in hidden.keys]
     ['canyon', 'hammer', 'lantern']
     >>> hidden.input_ids.shape, hidden.question("canyon").shape
-    (torch.Size([1, 480]), torch.Size([1, 12]))
+    (torch.Size([1, 481]), torch.Size([1, 11]))
     """
     if not 1 <= keys <= len(_LABELS):
         raise ValueError(f"expected 1 to {len(_LABELS)} keys, got {keys}")
@@ -163,12 +163,12 @@ def haystack(
         raise ValueError(f"expected at least {fixed + keys} tokens for {keys} keys, got {tokens}")
 
     filler, ends = _filler(ids, text, tokens - fixed)
-    body, hidden, cut = head, [], 0
+    body, hidden, cut = list(head), [], 0
     for number, (label, value, needle) in enumerate(zip(labels, values, needles, strict=True)):
         target = round((number + 0.5) / keys * len(filler))
         end = ends[bisect_right(ends, target) - 1]  # of the last sentence that fits
         start, cut = cut, end if end > cut else target
-        body = body + filler[start:cut]
+        body += filler[start:cut]
         hidden.append((label, value, len(body)))
         body += needle
     body += filler[cut:]
@@ -194,8 +194,8 @@ def found(answer: str, value: str) -> bool:
 def _frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], str]:
     """Return what stands before the user's text, as tokens, and after it, as text."""
     if not tokenizer.chat_template:
-        bos = tokenizer.bos_token_id
-        return [bos] if bos is not None and tokenizer("x").input_ids[0] == bos else [], "\n\n"
+        first = list(tokenizer("x").input_ids[:1])
+        return first if first == [tokenizer.bos_token_id] else [], "\n\n"
     mark = "<text>"
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
@@ -208,7 +208,7 @@ def _filler(
     ids: Callable[[str], list[int]], text: str | None, length: int
 ) -> tuple[list[int], list[int]]:
     """Return exactly `length` tokens of running text, and where its sentences end."""
-    sentences = re.findall(r"\s*[^.!?\n]+[.!?]*", _FILLER if text is None else text)
+    sentences = re.split(r"(?<=[.!?])(?=\s)|(?=\n\n)", _FILLER if text is None else text)
     filler, ends = [], [0]
     for sentence in itertools.cycle(sentences) if text is None else sentences:
         filler += ids(sentence)

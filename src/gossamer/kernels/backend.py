@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from gossamer.errors import BackendError
 
@@ -18,13 +20,17 @@ IMPLS: tuple[Impl, ...] = ("auto", "reference", "cpu", "triton")
 WITHOUT_TRITON = IMPLS[:3]  # what operations without a Triton kernel offer
 
 
-@cache
+# Looked up once, here: torch.compile cannot trace an import.
+try:
+    _native: ModuleType | None = importlib.import_module("gossamer.kernels._native")
+except ImportError:
+    _native = None
+_has_triton = importlib.util.find_spec("triton") is not None
+
+
 def native() -> ModuleType | None:
     """Return the compiled module, or None where gossamer was installed without a compiler."""
-    try:
-        return importlib.import_module("gossamer.kernels._native")
-    except ImportError:
-        return None
+    return _native
 
 
 def native_module() -> ModuleType:
@@ -33,6 +39,16 @@ def native_module() -> ModuleType:
     if module is None:
         raise BackendError("the native kernels were not built")
     return module
+
+
+def launch(kernel: str, *arguments: object) -> None:
+    """Call a native kernel by name.
+
+    Tensors cross as DLPack capsules: handing over the tensor itself costs five times as much,
+    which a decode step would notice.
+    """
+    crossing = (to_dlpack(part) if isinstance(part, Tensor) else part for part in arguments)
+    getattr(native_module(), kernel)(*crossing)
 
 
 @cache
@@ -45,10 +61,9 @@ def _warn_reference() -> None:
     )
 
 
-@cache
 def has_triton() -> bool:
     """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+    return _has_triton
 
 
 def choose(impl: str, device: torch.device, impls: tuple[Impl, ...] = IMPLS) -> str:

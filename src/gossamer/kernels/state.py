@@ -61,12 +61,13 @@ class AttentionState:
         return torch.where(self.sum != 0, self.max + self.sum.log(), -torch.inf)
 
     def results(self, dtype: torch.dtype, keep_state: bool) -> tuple[Tensor, ...]:
-        """Return (output, lse, max, sum, acc), the half not kept left empty."""
+        """Return (output, lse, max, sum, acc), laid out as `empty_results` does."""
         nothing = self.max.new_empty(0)
         if keep_state:
             return (nothing, nothing.clone(), self.max, self.sum, self.acc)
         rest = (nothing, nothing.clone(), nothing.clone())
-        return (self.output(dtype), self.lse(), *rest)
+        output = self.output(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+        return (output, self.lse(), *rest)
 
 
 def empty_results(query: Tensor, keep_state: bool) -> tuple[Tensor, ...]:

@@ -5,19 +5,12 @@ head that reads it. Its rows are those heads times those queries: a program fold
 or a split of them, into a tile of its rows, so that a key is loaded once for the whole tile.
 """
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LAST = tl.constexpr(2**31 - 1)
 SCAN = tl.constexpr(1024)  # list entries compared at a time
-
-SPLIT_KEYS = 256  # the fewest keys worth a program of their own
-MOST_SPLITS = 64  # the merging program holds them all in registers
 
 
 @triton.jit
@@ -100,8 +93,8 @@ def _store(
         tl.store(results[2] + row[:, None] * DIM + column[None, :], acc, mask=held)
 
 
-@triton.jit(do_not_specialize=["q_len", "k_len", "group", "groups", "tiles", "splits"])
-def _attend(
+@triton.jit(do_not_specialize=["batch", "q_len", "k_len", "group", "groups", "tiles", "splits"])
+def attend_kernel(
     query,
     key,
     value,
@@ -219,8 +212,8 @@ def _attend(
     for EDGE in tl.static_range(2):  # the tiles seen whole, then those with hidden pairs
         low = tl.maximum(begin, edge_at) if EDGE else begin
         high = end if EDGE else tl.minimum(end, edge_at)
-        for at in range(low, high, TILE_N):
-            place, token = _tokens(ids, at, high, gap_at, gap, UNIT, TILE_N)
+        for step in range(0, high - low, TILE_N):  # Triton pipelines loops that begin at a constant
+            place, token = _tokens(ids, low + step, high, gap_at, gap, UNIT, TILE_N)
             visible = None
             if EDGE:
                 visible = (place < high) & (token < reach) & (token >= start)
@@ -266,7 +259,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["q_len", "rows", "splits"])
-def _merge(
+def merge_kernel(
     parts,
     results,
     output_strides,
@@ -296,189 +289,3 @@ def _merge(
     _store(
         results, row, offset, row >= 0, top + one, total + one, acc[None, :], DIM, PADDED, FINISH
     )
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a launch is cut up: rows and keys a tile, warps a program, loads in flight."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-
-
-def tiling(rows: int, dim: int, dtype: torch.dtype, shared_memory: int) -> Tiling:
-    """Choose the tiles for lists of `rows` rows, shaped for the H100 and cut to fit smaller GPUs.
-
-    Parameters
-    ----------
-    rows : int
-        Query rows that share a list.
-    dim : int
-        Head dim, padded to a power of two.
-    dtype : torch.dtype
-        Of query, key and value.
-    shared_memory : int
-        Bytes a program may use.
-
-    Returns
-    -------
-    Tiling
-    """
-    wide = dtype == torch.float32  # no tensor cores: operands live in registers
-    most = min(64 if wide else 128, 16384 // dim)
-    tile_rows = min(most, max(16, triton.next_power_of_2(rows)))
-    keys = max(16, min(64, (4096 if wide else 8192) // dim))
-    stage = 2 * keys * dim * dtype.itemsize
-    stages = (shared_memory - tile_rows * dim * dtype.itemsize) // stage
-    return Tiling(tile_rows, keys, 8 if tile_rows * dim >= 16384 else 4, max(1, min(3, stages)))
-
-
-def splits(programs: int, keys: int, processors: int) -> int:
-    """Return over how many programs to split each list, so that few lists still fill the device.
-
-    Parameters
-    ----------
-    programs : int
-        Programs without splitting.
-    keys : int
-        Keys a list.
-    processors : int
-        Multiprocessors of the device.
-    """
-    return max(1, min(2 * processors // max(1, programs), keys // SPLIT_KEYS, MOST_SPLITS))
-
-
-def _device(query: Tensor) -> tuple[int, int]:
-    """Multiprocessors and the shared memory a program may use."""
-    if query.device.type != "cuda":  # interpreted: as on an H100
-        return 132, 232448
-    properties = torch.cuda.get_device_properties(query.device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lists: tuple[Tensor, Tensor, Tensor] | None,
-    results: tuple[Tensor, ...],
-    *,
-    list_heads: int,
-    group: int,
-    unit: int,
-    causal: bool,
-    scale: float,
-    sink: int = 0,
-    local: int = 0,
-    key_start: Tensor | None = None,
-    rotary: tuple[Tensor, Tensor] | None = None,
-    state: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> None:
-    """Fill `results`, which are (output, lse) or a state's (max, sum, acc).
-
-    Parameters
-    ----------
-    query : Tensor [B, H, q_len, D]
-    key, value : Tensor [B, H_kv, k_len, D]
-    lists : (starts, counts, indices) or None
-        As `rows()` of a pattern; None lists every key.
-    results : tuple of Tensor
-    list_heads : int
-    group : int
-        Queries that share a list.
-    unit : int
-        Keys an index stands for.
-    causal : bool
-    scale : float
-    sink, local : int
-        The window; none when `local` is 0.
-    key_start : Tensor [B] int64, optional
-    rotary : (cosine, sine), Tensor [n, D / 2], optional
-    state : (max, sum, acc), optional
-        Softmax to resume.
-    """
-    (batch, heads, q_len, dim), (kv_heads, k_len) = query.shape, key.shape[1:3]
-    if query.numel() == 0:
-        return
-    if triton.knobs.runtime.interpret and query.dtype == torch.bfloat16:
-        # The interpreter would multiply bfloat16 as the integers it stores them in.
-        query, key, value = query.float(), key.float(), value.float()
-    processors, shared_memory = _device(query)
-    padded = max(16, triton.next_power_of_2(dim))
-    if lists is None:
-        list_heads, group = kv_heads, tiling(q_len, padded, query.dtype, shared_memory).rows
-    sets, groups = max(list_heads, kv_heads), triton.cdiv(q_len, group)
-    rows = heads // sets * min(group, q_len)
-    tiles = tiling(rows, padded, query.dtype, shared_memory)
-    if lists is None:
-        unit = tiles.keys
-        listed = min(k_len, sink + local + group) if local else k_len
-    else:
-        listed = lists[2].numel() * unit // lists[0].numel()
-    programs = batch * sets * groups * triton.cdiv(rows, tiles.rows)
-    parts = splits(programs, listed, processors)
-    finish = len(results) == 2
-    partial = results
-    if parts > 1:
-        shape = (parts, batch, heads, q_len)
-        options = {"dtype": torch.float32, "device": query.device}
-        partial = (
-            *(torch.empty(shape, **options) for _ in range(2)),
-            torch.empty(*shape, dim, **options),
-        )
-    widths = {"DIM": dim, "PADDED": padded}
-    with torch.cuda.device_of(query):
-        _attend[(programs * parts,)](
-            query,
-            key,
-            value,
-            lists,
-            key_start,
-            rotary,
-            state,
-            partial,
-            query.stride(),
-            key.stride(),
-            value.stride(),
-            results[0].stride(),
-            batch,
-            heads,
-            kv_heads,
-            list_heads,
-            q_len,
-            k_len,
-            group,
-            groups,
-            triton.cdiv(rows, tiles.rows),
-            parts,
-            scale,
-            sink,
-            local,
-            **widths,
-            HALF_PADDED=max(16, padded // 2),
-            CAUSAL=causal,
-            WINDOW=local > 0,
-            UNIT=unit,
-            TILE_M=tiles.rows,
-            TILE_N=tiles.keys,
-            FINISH=finish and parts == 1,
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-        )
-        if parts > 1:
-            held = triton.next_power_of_2(parts)
-            _merge[(batch * heads * q_len,)](
-                partial,
-                results,
-                results[0].stride(),
-                heads,
-                q_len,
-                batch * heads * q_len,
-                parts,
-                **widths,
-                SPLITS=held,
-                FINISH=finish,
-                num_warps=4 if held * padded <= 16384 else 8,
-            )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gossamer.patterns import BlockPattern, StripePattern, TokenPattern
+
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_DIM = 512
 
@@ -67,6 +69,33 @@ def check_heads(heads: int, query: Tensor, key: Tensor) -> None:
         raise ValueError(
             f"expected pattern heads that divide {query.shape[1]} query heads and nest with "
             f"{key.shape[1]} key heads, got {heads}"
+        )
+
+
+def check_pattern(
+    pattern: BlockPattern | TokenPattern | StripePattern,
+    kinds: tuple[type, ...],
+    query: Tensor,
+    key: Tensor,
+) -> None:
+    """Check that `pattern` is one of `kinds` and made for these lengths, heads and device."""
+    if not isinstance(pattern, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"expected a {names}, got {type(pattern).__name__}; try from_mask")
+    check_heads(pattern.shape[1], query, key)
+    is_block = isinstance(pattern, BlockPattern)
+    height, width = (pattern.block, pattern.block) if is_block else (pattern.group, 1)
+    tiles = (-(-query.shape[2] // height), -(-key.shape[2] // width))
+    expected = (query.shape[0], pattern.shape[1], *tiles)
+    if pattern.shape != expected:
+        raise ValueError(
+            f"expected a pattern of shape {expected} for q_len {query.shape[2]}, k_len "
+            f"{key.shape[2]} and {'block' if is_block else 'group'} {height}, got {pattern.shape}"
+        )
+    if pattern.indices.device != query.device:
+        raise ValueError(
+            f"expected one device, got query on {query.device}, pattern on "
+            f"{pattern.indices.device}; try pattern.to(query.device)"
         )
 
 

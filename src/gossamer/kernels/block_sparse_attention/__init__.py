@@ -9,8 +9,8 @@ from gossamer.kernels.library import register
 from gossamer.kernels.state import AttentionOutput, AttentionState, empty_results
 from gossamer.kernels.validation import (
     check_attention,
-    check_heads,
     check_key_start,
+    check_pattern,
     check_scale,
     unit_stride,
 )
@@ -122,14 +122,7 @@ def _call(
 ) -> tuple[Tensor, ...]:
     check_attention(query, key, value, causal=causal)
     if pattern is not None:
-        check_heads(pattern.shape[1], query, key)
-        blocks = [-(-tensor.shape[2] // pattern.block) for tensor in (query, key)]
-        expected = (query.shape[0], pattern.shape[1], *blocks)
-        if pattern.shape != expected:
-            raise ValueError(
-                f"expected a pattern of shape {expected} for q_len {query.shape[2]}, k_len "
-                f"{key.shape[2]} and block {pattern.block}, got {pattern.shape}"
-            )
+        check_pattern(pattern, (BlockPattern,), query, key)
     return torch.ops.gossamer.block_sparse_attention(
         unit_stride(query),
         unit_stride(key),
@@ -205,7 +198,8 @@ def _run(
             keep_state,
         )
         return results
-    backend.native_module().block_sparse_attention(
+    backend.launch(
+        "block_sparse_attention",
         query,
         key,
         value,

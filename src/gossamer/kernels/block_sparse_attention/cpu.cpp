@@ -27,7 +27,8 @@ void run(const AttentionArgs &a) {
     const int64_t tiles = ceil_div(a.q_len, group) * tiles_a_group;
     const int64_t units = a.batch * a.kv_heads, shared_heads = a.heads / a.kv_heads;
     const int64_t capacity = max64(CHUNK, padded), stride = capacity + 16;
-    const int64_t key_cells = padded * round_up(a.dim, 32), value_cells = key_cells;
+    const int64_t key_cells = padded * round_up(a.dim, 32);
+    const int64_t value_cells = Engine(a, true).value_cells(padded) == 0 ? 0 : key_cells;
     const int64_t unit_bytes =
         blocks * (key_cells + value_cells) * static_cast<int64_t>(sizeof(Cell));
     const int64_t wave = max64(1, min64(units, WAVE_BYTES / max64(1, unit_bytes)));
@@ -35,11 +36,11 @@ void run(const AttentionArgs &a) {
     Cell *packed = panels.take<Cell>(wave * blocks * (key_cells + value_cells));
 #pragma omp parallel num_threads(a.threads)
     {
-        const Engine engine(a);
+        const Engine engine(a, true);
         constexpr int64_t rows = TILE_ROWS;
-        Scratch scratch(static_cast<size_t>(
-            rows * stride * 6 + rows * engine.acc_stride() * 4 + rows * 8 +
-            engine.query_cells(rows) * 4 + 128 * round_up(a.dim, 32) + 1024));
+        Scratch scratch(static_cast<size_t>(rows * stride * 6 + rows * engine.acc_stride() * 4 +
+                                            rows * 8 + engine.query_cells(rows) * 4 +
+                                            128 * round_up(a.dim, 32) + 1024));
         float *scores = scratch.take<float>(rows * stride);
         Probability *p = reinterpret_cast<Probability *>(scores);
         if (sizeof(Probability) != sizeof(float)) {
@@ -57,8 +58,8 @@ void run(const AttentionArgs &a) {
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < here * blocks; ++task) {
                 const int64_t unit = base + task / blocks, first = task % blocks * a.unit;
-                const auto source = Rows<Input>::head(a, unit / a.kv_heads, unit % a.kv_heads)
-                                        .run(first);
+                const auto source =
+                    Rows<Input>::head(a, unit / a.kv_heads, unit % a.kv_heads).run(first);
                 const int64_t count = min64(a.unit, a.k_len - first);
                 Cell *panel = packed + task * (key_cells + value_cells);
                 engine.pack_keys(source, count, padded, panel, spare);
@@ -70,46 +71,49 @@ void run(const AttentionArgs &a) {
                 const int64_t t = tiles - 1 - task / (here * shared_heads);
                 const int64_t local_unit = task % (here * shared_heads) / shared_heads;
                 const int64_t b = (base + local_unit) / a.kv_heads;
-                const int64_t h = (base + local_unit) % a.kv_heads * shared_heads +
-                                  task % shared_heads;
+                const int64_t h =
+                    (base + local_unit) % a.kv_heads * shared_heads + task % shared_heads;
                 const int64_t g = t / tiles_a_group;
                 const int64_t first_row = g * group + t % tiles_a_group * TILE_ROWS;
-                const int64_t last_row = min64(min64(a.q_len, (g + 1) * group),
-                                               first_row + TILE_ROWS);
+                const int64_t last_row =
+                    min64(min64(a.q_len, (g + 1) * group), first_row + TILE_ROWS);
                 if (first_row >= last_row) continue;
                 const Tile tile{static_cast<int>(last_row - first_row),
-                                first_row + a.k_len - a.q_len, engine.acc_stride(), max, sum, acc};
+                                first_row + a.k_len - a.q_len,
+                                engine.acc_stride(),
+                                max,
+                                sum,
+                                acc};
                 begin_rows(a, tile, b, h, first_row);
                 engine.pack_query(static_cast<const Input *>(a.query.data) + b * a.query.batch +
                                       h * a.query.head + first_row * a.query.token,
                                   tile.rows, query);
-                const int64_t row =
-                    (b * a.list_heads + h * a.list_heads / a.heads) * a.groups + g;
+                const int64_t row = (b * a.list_heads + h * a.list_heads / a.heads) * a.groups + g;
                 const int32_t *ids = a.starts == nullptr ? nullptr : a.indices + a.starts[row];
                 const int64_t count = a.starts == nullptr ? blocks : a.counts[row];
                 const int64_t start = first_key(a, b);
+                const auto head = Rows<Input>::head(a, b, h / shared_heads);
                 const Cell *unit_panels = packed + local_unit * blocks * (key_cells + value_cells);
 
                 for (int64_t i = 0; i < count;) {
-                    const Cell *held[CHUNK / 16];
-                    int64_t held_keys[CHUNK / 16];
+                    const Cell *values[CHUNK / 16];
+                    int64_t counts[CHUNK / 16];
                     int64_t columns = 0, n = 0;
                     for (; i < count && columns + padded <= capacity; ++i) {
                         const int64_t block = ids == nullptr ? i : ids[i];
                         if (hidden(a, tile, block * a.unit, start)) continue;
-                        held[n] = unit_panels + block * (key_cells + value_cells);
-                        held_keys[n] = min64(a.unit, a.k_len - block * a.unit);
-                        engine.scores(query, tile.rows, held[n], padded, scores + columns, stride);
-                        mask_range(a, scores + columns, stride, tile, block * a.unit, held_keys[n],
+                        const Cell *panel = unit_panels + block * (key_cells + value_cells);
+                        values[n] = engine.value_panel(head.run(block * a.unit), panel + key_cells);
+                        counts[n] = min64(a.unit, a.k_len - block * a.unit);
+                        engine.scores(query, tile.rows, panel, padded, scores + columns, stride);
+                        mask_range(a, scores + columns, stride, tile, block * a.unit, counts[n],
                                    padded, start);
                         columns += padded;
                         ++n;
                     }
                     if (n == 0) continue;
                     softmax_rows(tile, scores, stride, columns, a.scale, p, stride);
-                    for (int64_t k = 0; k < n; ++k)
-                        engine.accumulate(tile, p + k * padded, stride, held[k] + key_cells,
-                                          held_keys[k], padded);
+                    engine.accumulate(tile, p, stride, values, counts, n, padded);
                 }
                 finish_rows<Input>(a, tile, b, h, first_row);
             }

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gossamer.kernels import triton_tiles
+from gossamer.kernels import triton_launch
 
 
 def attend(
@@ -23,7 +23,7 @@ def attend(
     keep_state: bool,
 ) -> None:
     """Fill (output, lse) of `results`, or the (max, sum, acc) after them to `keep_state`."""
-    triton_tiles.attend(
+    triton_launch.attend(
         query,
         key,
         value,

@@ -9,8 +9,8 @@ from gossamer.kernels.library import register
 from gossamer.kernels.state import AttentionOutput, AttentionState, empty_results
 from gossamer.kernels.validation import (
     check_attention,
-    check_heads,
     check_key_start,
+    check_pattern,
     check_scale,
     unit_stride,
 )
@@ -79,12 +79,12 @@ def gathered_attention(
     torch.Size([1, 2, 1, 16])
     """
     check_attention(query, key, value, causal=causal)
-    _check_pattern(pattern, query, key)
+    check_pattern(pattern, (TokenPattern, StripePattern), query, key)
     if state is not None:
         _check_state(state, query)
     starts, counts, indices = (part.contiguous() for part in pattern.rows())
     if rotary is not None:
-        _check_rotary(rotary, counts, query.shape[3])
+        _check_rotary(rotary, counts, query)
     output, lse = torch.ops.gossamer.gathered_attention(
         unit_stride(query),
         unit_stride(key),
@@ -104,21 +104,6 @@ def gathered_attention(
     return AttentionOutput(output, lse) if return_lse else output
 
 
-def _check_pattern(pattern: TokenPattern | StripePattern, query: Tensor, key: Tensor) -> None:
-    check_heads(pattern.shape[1], query, key)
-    expected = (
-        query.shape[0],
-        pattern.shape[1],
-        -(-query.shape[2] // pattern.group),
-        key.shape[2],
-    )
-    if pattern.shape != expected:
-        raise ValueError(
-            f"expected a pattern of shape {expected} for q_len {query.shape[2]}, k_len "
-            f"{key.shape[2]} and group {pattern.group}, got {pattern.shape}"
-        )
-
-
 def _check_state(state: AttentionState, query: Tensor) -> None:
     rows = query.shape[:3]
     for name, part, shape in (
@@ -133,7 +118,8 @@ def _check_state(state: AttentionState, query: Tensor) -> None:
             )
 
 
-def _check_rotary(rotary: tuple[Tensor, Tensor], counts: Tensor, dim: int) -> None:
+def _check_rotary(rotary: tuple[Tensor, Tensor], counts: Tensor, query: Tensor) -> None:
+    dim, device = query.shape[3], query.device
     longest = int(counts.max()) if counts.numel() else 0
     for name, table in zip(("cosine", "sine"), rotary, strict=True):
         if table.dtype != torch.float32 or table.ndim != 2 or 2 * table.shape[1] != dim:
@@ -141,6 +127,8 @@ def _check_rotary(rotary: tuple[Tensor, Tensor], counts: Tensor, dim: int) -> No
                 f"expected the {name} table to be float32 [n, {dim / 2:g}], got {table.dtype} "
                 f"{list(table.shape)}"
             )
+        if table.device != device:
+            raise ValueError(f"expected the {name} table on {device}, got {table.device}")
         if table.shape[0] < longest:
             raise ValueError(
                 f"expected {name} rows for lists of {longest} tokens, got {table.shape[0]}"
@@ -182,8 +170,11 @@ def _run(
             if max_ is None or sum_ is None or acc is None
             else AttentionState(max_, sum_, acc),
         )
-        return state.results(query.dtype, False)[:2]
-    output, lse = empty_results(query, False)[:2]
+        output, lse, *_ = state.results(query.dtype, False)
+        return output, lse
+    output, lse, *_ = empty_results(query, False)
+    if query.numel() == 0:
+        return output, lse
     if impl == "triton":
         from gossamer.kernels.gathered_attention import triton
 
@@ -210,7 +201,8 @@ def _run(
         return output, lse
     tables = [None if part is None else part.contiguous() for part in (cosine, sine)]
     resumed = [None if part is None else part.contiguous() for part in (max_, sum_, acc)]
-    backend.native_module().gathered_attention(
+    backend.launch(
+        "gathered_attention",
         query,
         key,
         value,

@@ -26,8 +26,8 @@ void run(const AttentionArgs &a) {
         const int64_t width = engine.acc_stride();
         Scratch scratch(static_cast<size_t>(
             rows * (width * 4 + 16) + TILE_ROWS * stride * 6 + engine.query_cells(rows) * 4 +
-            (engine.key_cells(CHUNK) + engine.value_cells(CHUNK)) * 4 +
-            128 * round_up(a.dim, 32) + 2048));
+            (engine.key_cells(CHUNK) + engine.value_cells(CHUNK)) * 4 + 128 * round_up(a.dim, 32) +
+            2048));
         float *acc = scratch.take<float>(rows * width);
         float *max = scratch.take<float>(rows), *sum = scratch.take<float>(rows);
         float *scores = scratch.take<float>(TILE_ROWS * stride);
@@ -36,6 +36,7 @@ void run(const AttentionArgs &a) {
         Cell *query = scratch.take<Cell>(engine.query_cells(rows));
         Cell *keys = scratch.take<Cell>(engine.key_cells(CHUNK));
         Cell *values = scratch.take<Cell>(engine.value_cells(CHUNK));
+        const Cell *const held_values = values;
         float *spare = scratch.take<float>(32 * round_up(a.dim, 32));
         memset(acc, 0, static_cast<size_t>(rows * width) * 4);
         if (sizeof(Probability) != sizeof(float))
@@ -53,7 +54,10 @@ void run(const AttentionArgs &a) {
             auto tile_at = [&](int64_t head, int64_t row) {
                 const int64_t slot = head * held + row - first_row;
                 return Tile{static_cast<int>(min64(TILE_ROWS, last_row - row)),
-                            row + a.k_len - a.q_len, width, max + slot, sum + slot,
+                            row + a.k_len - a.q_len,
+                            width,
+                            max + slot,
+                            sum + slot,
                             acc + slot * width};
             };
             auto query_at = [&](int64_t head, int64_t row) {
@@ -64,9 +68,8 @@ void run(const AttentionArgs &a) {
                     const int64_t h = set * sharing.heads + head;
                     const Tile tile = tile_at(head, row);
                     begin_rows(a, tile, b, h, row);
-                    engine.pack_query(static_cast<const Input *>(a.query.data) +
-                                          b * a.query.batch + h * a.query.head +
-                                          row * a.query.token,
+                    engine.pack_query(static_cast<const Input *>(a.query.data) + b * a.query.batch +
+                                          h * a.query.head + row * a.query.token,
                                       tile.rows, query_at(head, row));
                 }
             const int64_t start = first_key(a, b);
@@ -88,7 +91,7 @@ void run(const AttentionArgs &a) {
                                       stride);
                         mask_list(a, scores, stride, tile, span.ids + at, count, columns, start);
                         softmax_rows(tile, scores, stride, columns, a.scale, p, stride);
-                        engine.accumulate(tile, p, stride, values, count, columns);
+                        engine.accumulate(tile, p, stride, &held_values, &count, 1, columns);
                     }
             }
             for (int64_t head = 0; head < sharing.heads; ++head)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gossamer.kernels import triton_tiles
+from gossamer.kernels import triton_launch
 
 
 def attend(
@@ -26,7 +26,7 @@ def attend(
     lse: Tensor,
 ) -> None:
     """Fill `output` and `lse`, going on from the softmax (max_, sum_, acc) if there is one."""
-    triton_tiles.attend(
+    triton_launch.attend(
         query,
         key,
         value,

@@ -21,7 +21,7 @@ struct TileEngine {
     const AttentionArgs &args;
     int64_t dim;  // padded to whole tiles
 
-    explicit TileEngine(const AttentionArgs &a) : args(a), dim(round_up(a.dim, 32)) {
+    explicit TileEngine(const AttentionArgs &a, bool = false) : args(a), dim(round_up(a.dim, 32)) {
         static const TileShape shape;
         _tile_loadconfig(&shape);
     }
@@ -92,15 +92,19 @@ struct TileEngine {
                     low = tail[0];
                     high = tail[1];
                 }
-                const IntVec a = __builtin_convertvector(
-                    *reinterpret_cast<const HalfVec *>(low), IntVec);
-                const IntVec b = __builtin_convertvector(
-                    *reinterpret_cast<const HalfVec *>(high), IntVec);
+                const IntVec a =
+                    __builtin_convertvector(*reinterpret_cast<const HalfVec *>(low), IntVec);
+                const IntVec b =
+                    __builtin_convertvector(*reinterpret_cast<const HalfVec *>(high), IntVec);
                 uint16_t *tile = out + (j / 32 * (dim / 16) + d / 16) * 512;
                 store(reinterpret_cast<float *>(tile + (j % 32) * 16),
                       reinterpret_cast<Vec>(a | (b << 16)));
             }
         }
+    }
+
+    const uint16_t *value_panel(const Rows<uint16_t> &, const uint16_t *packed) const {
+        return packed;
     }
 
     void scores(const uint16_t *query, int64_t rows, const uint16_t *keys, int64_t columns,
@@ -132,8 +136,9 @@ struct TileEngine {
             }
     }
 
-    void accumulate(const Tile &tile, const uint16_t *p, int64_t p_stride, const uint16_t *values,
-                    int64_t, int64_t columns) const {
+    void accumulate(const Tile &tile, const uint16_t *p, int64_t p_stride,
+                    const uint16_t *const *values, const int64_t *, int64_t panels,
+                    int64_t columns) const {
         const size_t acc_bytes = static_cast<size_t>(tile.acc_stride) * 4;
         const size_t p_bytes = static_cast<size_t>(p_stride) * 2;
         for (int64_t r = 0; r < tile.rows; r += 32)
@@ -143,9 +148,10 @@ struct TileEngine {
                 _tile_loadd(1, c + 16, acc_bytes);
                 _tile_loadd(2, c + 16 * tile.acc_stride, acc_bytes);
                 _tile_loadd(3, c + 16 * tile.acc_stride + 16, acc_bytes);
-                for (int64_t j = 0; j < columns; j += 32) {
+                for (int64_t j = 0; j < panels * columns; j += 32) {
                     const uint16_t *a = p + r * p_stride + j;
-                    const uint16_t *b = values + (j / 32 * (dim / 16) + d / 16) * 512;
+                    const uint16_t *b =
+                        values[j / columns] + (j % columns / 32 * (dim / 16) + d / 16) * 512;
                     _tile_loadd(4, a, p_bytes);
                     _tile_loadd(6, b, 64);
                     _tile_loadd(7, b + 512, 64);

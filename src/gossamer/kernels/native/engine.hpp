@@ -4,15 +4,22 @@
 //
 // An engine packs `count` key and value rows into a panel of `padded(count)` columns and then
 //   scores(q, panel)         -> raw products [rows, padded]
-//   accumulate(p, panel)     -> tile.acc += p @ values
+//   accumulate(p, panels)    -> tile.acc += p @ values
 #pragma once
 #include "softmax.hpp"
 
 namespace gossamer::GOSSAMER_ISA {
 
-// c[M, N*W] (+)= a[M, k] @ b[k, N*W]; the inner loop of both products.
+// Operands that meet one after the other in the same sums: part i is [depth[i], columns].
+struct Parts {
+    const float *const *operand;
+    const int64_t *depth;
+    int64_t count, a_step;  // part i starts at column i * a_step of a
+};
+
+// c[M, N*W] (+)= a[M, :] @ parts; the inner loop of both products.
 template <int M, int N, bool Accumulate>
-GOSSAMER_INLINE void multiply_tile(int64_t k, const float *a, int64_t a_stride, const float *b,
+GOSSAMER_INLINE void multiply_tile(const float *a, int64_t a_stride, const Parts &parts, int64_t at,
                                    int64_t b_stride, float *c, int64_t c_stride) {
     Vec sums[M][N];
 #pragma GCC unroll 8
@@ -20,15 +27,18 @@ GOSSAMER_INLINE void multiply_tile(int64_t k, const float *a, int64_t a_stride, 
 #pragma GCC unroll 4
         for (int j = 0; j < N; ++j)
             sums[i][j] = Accumulate ? load(c + i * c_stride + j * W) : Vec{};
-    for (int64_t t = 0; t < k; ++t) {
-        Vec columns[N];
+    for (int64_t part = 0; part < parts.count; ++part) {
+        const float *b = parts.operand[part] + at, *x = a + part * parts.a_step;
+        for (int64_t t = parts.depth[part]; t > 0; --t, b += b_stride, ++x) {
+            Vec columns[N];
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) columns[j] = load(b + t * b_stride + j * W);
+            for (int j = 0; j < N; ++j) columns[j] = load(b + j * W);
 #pragma GCC unroll 8
-        for (int i = 0; i < M; ++i) {
-            const Vec x = broadcast(a[i * a_stride + t]);
+            for (int i = 0; i < M; ++i) {
+                const Vec scalar_x = broadcast(x[i * a_stride]);
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) sums[i][j] += x * columns[j];
+                for (int j = 0; j < N; ++j) sums[i][j] += scalar_x * columns[j];
+            }
         }
     }
 #pragma GCC unroll 8
@@ -38,34 +48,50 @@ GOSSAMER_INLINE void multiply_tile(int64_t k, const float *a, int64_t a_stride, 
 }
 
 template <int N, bool Accumulate>
-static void multiply_columns(int64_t rows, int64_t k, const float *a, int64_t a_stride,
-                             const float *b, int64_t b_stride, float *c, int64_t c_stride) {
-    int64_t i = 0;
-    for (; i + MAX_ROWS <= rows; i += MAX_ROWS)
-        multiply_tile<MAX_ROWS, N, Accumulate>(k, a + i * a_stride, a_stride, b, b_stride,
-                                               c + i * c_stride, c_stride);
-    a += i * a_stride;
-    c += i * c_stride;
-    switch (rows - i) {
-        case 5: multiply_tile<5, N, Accumulate>(k, a, a_stride, b, b_stride, c, c_stride); break;
-        case 4: multiply_tile<4, N, Accumulate>(k, a, a_stride, b, b_stride, c, c_stride); break;
-        case 3: multiply_tile<3, N, Accumulate>(k, a, a_stride, b, b_stride, c, c_stride); break;
-        case 2: multiply_tile<2, N, Accumulate>(k, a, a_stride, b, b_stride, c, c_stride); break;
-        case 1: multiply_tile<1, N, Accumulate>(k, a, a_stride, b, b_stride, c, c_stride); break;
-        default: break;
+static void multiply_columns(int64_t rows, const float *a, int64_t a_stride, const Parts &parts,
+                             int64_t at, int64_t b_stride, float *c, int64_t c_stride) {
+    for (; rows >= MAX_ROWS; rows -= MAX_ROWS) {
+        multiply_tile<MAX_ROWS, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+        a += MAX_ROWS * a_stride;
+        c += MAX_ROWS * c_stride;
+    }
+    switch (rows) {
+        case 5:
+            multiply_tile<5, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+            break;
+        case 4:
+            multiply_tile<4, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+            break;
+        case 3:
+            multiply_tile<3, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+            break;
+        case 2:
+            multiply_tile<2, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+            break;
+        case 1:
+            multiply_tile<1, N, Accumulate>(a, a_stride, parts, at, b_stride, c, c_stride);
+            break;
+        default:
+            break;
     }
 }
 
-// columns is a multiple of W.
+// c[rows, columns] (+)= a @ parts; columns is a multiple of W.
 template <bool Accumulate>
-static void multiply(int64_t rows, int64_t columns, int64_t k, const float *a, int64_t a_stride,
-                     const float *b, int64_t b_stride, float *c, int64_t c_stride) {
+static void multiply(int64_t rows, int64_t columns, const float *a, int64_t a_stride,
+                     const Parts &parts, int64_t b_stride, float *c, int64_t c_stride) {
     int64_t j = 0;
     for (; j + MAX_COLUMNS * W <= columns; j += MAX_COLUMNS * W)
-        multiply_columns<MAX_COLUMNS, Accumulate>(rows, k, a, a_stride, b + j, b_stride, c + j,
+        multiply_columns<MAX_COLUMNS, Accumulate>(rows, a, a_stride, parts, j, b_stride, c + j,
                                                   c_stride);
     for (; j < columns; j += W)
-        multiply_columns<1, Accumulate>(rows, k, a, a_stride, b + j, b_stride, c + j, c_stride);
+        multiply_columns<1, Accumulate>(rows, a, a_stride, parts, j, b_stride, c + j, c_stride);
+}
+
+// c[rows, columns] = a[rows, depth] @ b[depth, columns].
+static void multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_stride,
+                     const float *b, int64_t b_stride, float *c, int64_t c_stride) {
+    multiply<false>(rows, columns, a, a_stride, Parts{&b, &depth, 1, 0}, b_stride, c, c_stride);
 }
 
 // out[d * stride + i] = rows[i][d] for W rows.
@@ -129,19 +155,25 @@ struct Rows {
 template <class T>
 struct FloatEngine {
     using Input = T;
-    using Cell = float;          // element of a packed panel
-    using Probability = float;   // softmax output the second product reads
+    using Cell = float;         // element of a packed panel
+    using Probability = float;  // softmax output the second product reads
 
     const AttentionArgs &args;
-    int64_t value_stride;        // floats a packed value row
+    int64_t width;         // floats a packed value row, and an accumulator row
+    bool in_place;         // read value rows where they are: they need no packing
+    int64_t value_stride;  // floats between value rows
 
-    explicit FloatEngine(const AttentionArgs &a) : args(a), value_stride(round_up(a.dim, W)) {}
+    explicit FloatEngine(const AttentionArgs &a, bool runs = false)
+        : args(a),
+          width(round_up(a.dim, W)),
+          in_place(runs && sizeof(T) == sizeof(float) && width == a.dim),
+          value_stride(in_place ? a.value.token : width) {}
 
     static int64_t padded(int64_t count) { return round_up(count, 16); }
     int64_t key_cells(int64_t columns) const { return columns * args.dim; }
-    int64_t value_cells(int64_t columns) const { return columns * value_stride; }
+    int64_t value_cells(int64_t columns) const { return in_place ? 0 : columns * width; }
     int64_t query_cells(int64_t rows) const { return rows * args.dim; }
-    int64_t acc_stride() const { return value_stride; }
+    int64_t acc_stride() const { return width; }
 
     void pack_query(const T *query, int64_t rows, float *out) const {
         for (int64_t r = 0; r < rows; ++r)
@@ -175,26 +207,33 @@ struct FloatEngine {
         }
     }
 
-    // out is [columns, value_stride]; rows past count are never read back.
+    // out is [columns, width]; rows past count are never read back.
     void pack_values(const Rows<T> &rows, int64_t count, int64_t, float *out) const {
+        if (in_place) return;
         for (int64_t j = 0; j < count; ++j) {
             const T *row = rows.value_row(j);
-            float *to = out + j * value_stride;
+            float *to = out + j * width;
             int64_t d = 0;
             for (; d + W <= args.dim; d += W) store(to + d, load(row + d));
-            for (; d < value_stride; ++d) to[d] = d < args.dim ? scalar(row[d]) : 0.0f;
+            for (; d < width; ++d) to[d] = d < args.dim ? scalar(row[d]) : 0.0f;
         }
+    }
+
+    // Where a run of value rows can be read: packed, or in place.
+    const float *value_panel(const Rows<T> &rows, const float *packed) const {
+        return in_place ? reinterpret_cast<const float *>(rows.value_row(0)) : packed;
     }
 
     void scores(const float *query, int64_t rows, const float *keys, int64_t columns, float *out,
                 int64_t stride) const {
-        multiply<false>(rows, columns, args.dim, query, args.dim, keys, columns, out, stride);
+        multiply(rows, columns, args.dim, query, args.dim, keys, columns, out, stride);
     }
 
-    void accumulate(const Tile &tile, const float *p, int64_t p_stride, const float *values,
-                    int64_t count, int64_t) const {
-        multiply<true>(tile.rows, value_stride, count, p, p_stride, values, value_stride, tile.acc,
-                       tile.acc_stride);
+    // Panel i holds `counts[i]` value rows and meets columns i * columns ... of p.
+    void accumulate(const Tile &tile, const float *p, int64_t p_stride, const float *const *values,
+                    const int64_t *counts, int64_t panels, int64_t columns) const {
+        multiply<true>(tile.rows, width, p, p_stride, Parts{values, counts, panels, columns},
+                       value_stride, tile.acc, tile.acc_stride);
     }
 };
 

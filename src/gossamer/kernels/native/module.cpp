@@ -24,22 +24,22 @@ using MaybeArray = std::optional<Array>;
 
 namespace gossamer {
 
-#define GOSSAMER_DECLARE(isa)                                  \
-    namespace isa {                                            \
-    void block_sparse_attention(const AttentionArgs &);        \
-    void gathered_attention(const AttentionArgs &);            \
-    void tree_search(const TreeSearchArgs &);                  \
-    void paged_dot(const PagedDotArgs &);                      \
-    void soft_votes(const SoftVotesArgs &);                    \
-    void top_indices(const TopIndicesArgs &);                  \
-    void stripe_search(const StripeSearchArgs &);              \
-    constexpr Kernels kernels{block_sparse_attention,          \
-                              gathered_attention,              \
-                              tree_search,                     \
-                              paged_dot,                       \
-                              soft_votes,                      \
-                              top_indices,                     \
-                              stripe_search};                  \
+#define GOSSAMER_DECLARE(isa)                           \
+    namespace isa {                                     \
+    void block_sparse_attention(const AttentionArgs &); \
+    void gathered_attention(const AttentionArgs &);     \
+    void tree_search(const TreeSearchArgs &);           \
+    void paged_dot(const PagedDotArgs &);               \
+    void soft_votes(const SoftVotesArgs &);             \
+    void top_indices(const TopIndicesArgs &);           \
+    void stripe_search(const StripeSearchArgs &);       \
+    constexpr Kernels kernels{block_sparse_attention,   \
+                              gathered_attention,       \
+                              tree_search,              \
+                              paged_dot,                \
+                              soft_votes,               \
+                              top_indices,              \
+                              stripe_search};           \
     }
 
 GOSSAMER_DECLARE(portable)
@@ -109,9 +109,7 @@ void force(const std::string &name) {
     throw nb::value_error(("this machine cannot run instruction set '" + name + "'").c_str());
 }
 
-View view(const Array &t) {
-    return {t.data(), t.stride(0), t.stride(1), t.stride(2)};
-}
+View view(const Array &t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2)}; }
 
 template <class T>
 T *data(const MaybeArray &t) {
@@ -162,14 +160,14 @@ State state(const MaybeArray &max, const MaybeArray &sum, const MaybeArray &acc)
 
 void block_sparse_attention(const Array &query, const Array &key, const Array &value,
                             const MaybeArray &out, const MaybeArray &starts,
-                            const MaybeArray &counts, const MaybeArray &indices,
-                            int64_t list_heads, int64_t groups, int64_t block, bool causal,
-                            float scale, int64_t sink, int64_t local, const MaybeArray &key_start,
-                            const MaybeArray &max_out, const MaybeArray &sum_out,
-                            const MaybeArray &acc_out, const MaybeArray &lse, int threads) {
-    AttentionArgs a =
-        attention_args(query, key, value, out, {starts, counts, indices, list_heads, groups, block, block},
-                       causal, scale, key_start, threads);
+                            const MaybeArray &counts, const MaybeArray &indices, int64_t list_heads,
+                            int64_t groups, int64_t block, bool causal, float scale, int64_t sink,
+                            int64_t local, const MaybeArray &key_start, const MaybeArray &max_out,
+                            const MaybeArray &sum_out, const MaybeArray &acc_out,
+                            const MaybeArray &lse, int threads) {
+    AttentionArgs a = attention_args(query, key, value, out,
+                                     {starts, counts, indices, list_heads, groups, block, block},
+                                     causal, scale, key_start, threads);
     a.sink = sink;
     a.local = local;
     a.state_out = state(max_out, sum_out, acc_out);
@@ -186,9 +184,9 @@ void gathered_attention(const Array &query, const Array &key, const Array &value
                         const MaybeArray &sum_in, const MaybeArray &acc_in,
                         const MaybeArray &max_out, const MaybeArray &sum_out,
                         const MaybeArray &acc_out, const MaybeArray &lse, int threads) {
-    AttentionArgs a =
-        attention_args(query, key, value, out, {starts, counts, indices, list_heads, groups, group, 1},
-                       causal, scale, key_start, threads);
+    AttentionArgs a = attention_args(query, key, value, out,
+                                     {starts, counts, indices, list_heads, groups, group, 1},
+                                     causal, scale, key_start, threads);
     a.cosine = data<const float>(cosine);
     a.sine = data<const float>(sine);
     a.state_in = state(max_in, sum_in, acc_in);
@@ -253,21 +251,19 @@ void paged_dot(const Array &query, const Array &key, const Array &begin, int64_t
 }
 
 void soft_votes(const Array &scores, const Array &votes, int threads) {
-    const SoftVotesArgs v{static_cast<const float *>(scores.data()),
-                          static_cast<int64_t>(scores.shape(0)),
-                          static_cast<int64_t>(scores.shape(1)),
-                          static_cast<int64_t>(scores.shape(2)),
-                          static_cast<float *>(votes.data()), threads};
+    const SoftVotesArgs v{
+        static_cast<const float *>(scores.data()), static_cast<int64_t>(scores.shape(0)),
+        static_cast<int64_t>(scores.shape(1)),     static_cast<int64_t>(scores.shape(2)),
+        static_cast<float *>(votes.data()),        threads};
     nb::gil_scoped_release release;
     active->kernels->soft_votes(v);
 }
 
 void top_indices(const Array &values, const Array &indices, int threads) {
-    const TopIndicesArgs t{static_cast<const float *>(values.data()),
-                           static_cast<int64_t>(values.shape(0)),
-                           static_cast<int64_t>(values.shape(1)),
-                           static_cast<int64_t>(indices.shape(1)),
-                           static_cast<int32_t *>(indices.data()), threads};
+    const TopIndicesArgs t{
+        static_cast<const float *>(values.data()), static_cast<int64_t>(values.shape(0)),
+        static_cast<int64_t>(values.shape(1)),     static_cast<int64_t>(indices.shape(1)),
+        static_cast<int32_t *>(indices.data()),    threads};
     nb::gil_scoped_release release;
     active->kernels->top_indices(t);
 }

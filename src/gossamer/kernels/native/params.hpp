@@ -39,8 +39,8 @@ struct AttentionArgs {
 
     bool causal;
     float scale;
-    int64_t sink, local;       // local == 0: no window
-    const int64_t *key_start;  // [batch] first real key, or nullptr
+    int64_t sink, local;         // local == 0: no window
+    const int64_t *key_start;    // [batch] first real key, or nullptr
     const float *cosine, *sine;  // [rank, dim / 2]: rotate each key by its rank, or nullptr
 
     State state_in, state_out;  // max == nullptr: absent
@@ -99,10 +99,10 @@ struct StripeSearchArgs {
     const float *pooled;     // [batch, heads, rows, dim], contiguous
     const float *threshold;  // [batch, heads, rows]: keep when pooled . key >= threshold
     int64_t batch, heads, kv_heads, list_heads, rows, dim, k_len;
-    int64_t step, groups;         // pooled rows a group, groups = ceil(rows / step)
-    const int64_t *begin, *end;   // [batch, groups] searched key range
-    uint64_t *hits;               // out [batch, list_heads, groups, words], zeroed by the caller
-    int64_t words;                // ceil(k_len / 64)
+    int64_t step, groups;        // pooled rows a group, groups = ceil(rows / step)
+    const int64_t *begin, *end;  // [batch, groups] searched key range
+    uint64_t *hits;              // out [batch, list_heads, groups, words], zeroed by the caller
+    int64_t words;               // ceil(k_len / 64)
     int threads;
 };
 

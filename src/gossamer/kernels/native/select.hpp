@@ -18,7 +18,8 @@ static uint64_t kth_key(uint64_t *keys, int64_t n, int64_t k) {
     int64_t low = 0, high = n - 1, target = k - 1;
     while (low < high) {
         const uint64_t a = keys[low], b = keys[low + (high - low) / 2], c = keys[high];
-        const uint64_t pivot = a < b ? (b < c ? b : (a < c ? c : a)) : (a < c ? a : (b < c ? c : b));
+        const uint64_t pivot =
+            a < b ? (b < c ? b : (a < c ? c : a)) : (a < c ? a : (b < c ? c : b));
         int64_t i = low, j = high;
         while (i <= j) {
             while (keys[i] < pivot) ++i;

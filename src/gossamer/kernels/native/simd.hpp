@@ -9,12 +9,16 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #define GOSSAMER_INLINE static inline __attribute__((always_inline))
 
 namespace gossamer::GOSSAMER_ISA {
 
 #if defined(__AVX512F__)
-constexpr int W = 16;          // floats a vector
+constexpr int W = 16;           // floats a vector
 constexpr int MAX_COLUMNS = 4;  // vectors a register tile is wide
 #elif defined(__AVX2__)
 constexpr int W = 8;
@@ -37,7 +41,14 @@ GOSSAMER_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 GOSSAMER_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GOSSAMER_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-GOSSAMER_INLINE Vec broadcast(float x) { return Vec{} + x; }
+using Lanes = std::make_index_sequence<W>;
+
+// Written out, so that a float in memory is broadcast by the load and takes no shuffle port.
+template <size_t... I>
+GOSSAMER_INLINE Vec broadcast(float x, std::index_sequence<I...>) {
+    return Vec{(static_cast<void>(I), x)...};
+}
+GOSSAMER_INLINE Vec broadcast(float x) { return broadcast(x, Lanes{}); }
 GOSSAMER_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(p); }
 GOSSAMER_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 GOSSAMER_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
@@ -62,12 +73,19 @@ GOSSAMER_INLINE Vec load(const uint16_t *p) {
     return reinterpret_cast<Vec>(__builtin_convertvector(half, IntVec) << 16);
 }
 
+#if defined(__AVX512BF16__)
+GOSSAMER_INLINE void store(uint16_t *p, Vec v) {
+    const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+    memcpy(p, &half, sizeof half);
+}
+#else
 GOSSAMER_INLINE void store(uint16_t *p, Vec v) {
     IntVec bits = reinterpret_cast<IntVec>(v);
     IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *reinterpret_cast<HalfVec *>(p) =
         __builtin_convertvector((v == v) ? rounded : ((bits >> 16) | 0x40), HalfVec);
 }
+#endif
 
 GOSSAMER_INLINE float scalar(float x) { return x; }
 GOSSAMER_INLINE float scalar(uint16_t x) { return widen(x); }
@@ -78,8 +96,6 @@ template <int Distance, size_t... I>
 GOSSAMER_INLINE Vec rotate(Vec v, std::index_sequence<I...>) {
     return __builtin_shufflevector(v, v, ((I + Distance) % W)...);
 }
-
-using Lanes = std::make_index_sequence<W>;
 
 GOSSAMER_INLINE float sum(Vec v) {
     if constexpr (W >= 16) v += rotate<8>(v, Lanes{});
@@ -97,22 +113,20 @@ GOSSAMER_INLINE float maximum(Vec v) {
     return v[0];
 }
 
-// 2^x for x <= 0 to about one ulp; exactly 0 below -126, so masked scores vanish.
+// 2^x for x <= 0 to about two ulp; exactly 0 below -126, so masked scores vanish.
 GOSSAMER_INLINE Vec exp2_nonpositive(Vec x) {
-    const Vec low = broadcast(-126.0f), magic = broadcast(12582912.0f);  // 1.5 * 2^23
-    Vec clamped = x < low ? low : x;
-    Vec shifted = clamped + magic;  // low mantissa bits now hold round(x)
-    Vec r = clamped - (shifted - magic);
-    Vec p = broadcast(1.5403530e-4f);
-    p = p * r + 1.3333558e-3f;
-    p = p * r + 9.6181291e-3f;
-    p = p * r + 5.5504109e-2f;
-    p = p * r + 2.4022651e-1f;
-    p = p * r + 6.9314718e-1f;
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: low mantissa bits then hold round(x)
+    const Vec shifted = x + magic;
+    const Vec r = x - (shifted - magic);
+    Vec p = broadcast(1.3264727e-3f);  // minimax for 2^r on [-1/2, 1/2]
+    p = p * r + 9.6715127e-3f;
+    p = p * r + 5.5507337e-2f;
+    p = p * r + 2.4022242e-1f;
+    p = p * r + 6.9314698e-1f;
     p = p * r + 1.0f;
-    Vec power =
-        reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
-    return x < low ? Vec{} : power;
+    const Vec power = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) +
+                                            (reinterpret_cast<IntVec>(shifted) << 23));
+    return x < broadcast(-126.0f) ? Vec{} : power;
 }
 
 template <int Stage, bool High, size_t... I>
@@ -144,8 +158,8 @@ GOSSAMER_INLINE void transpose(Vec (&r)[W]) {
 class Scratch {
   public:
     explicit Scratch(size_t bytes)
-        : base_(static_cast<char *>(aligned_alloc(64, static_cast<size_t>(round_up(
-                                                          static_cast<int64_t>(bytes) + 64, 64))))),
+        : base_(static_cast<char *>(aligned_alloc(
+              64, static_cast<size_t>(round_up(static_cast<int64_t>(bytes) + 64, 64))))),
           next_(base_) {
         if (base_ == nullptr) abort();  // overcommit makes this unreachable in practice
     }

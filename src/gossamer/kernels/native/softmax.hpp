@@ -30,8 +30,7 @@ GOSSAMER_INLINE void mask_range(const AttentionArgs &a, float *scores, int64_t s
                                 int64_t start) {
     const int64_t last_row = tile.position + tile.rows - 1;
     const bool future = a.causal && first + count - 1 > tile.position;
-    const bool windowed =
-        a.local > 0 && first + count > a.sink && first <= last_row - a.local;
+    const bool windowed = a.local > 0 && first + count > a.sink && first <= last_row - a.local;
     if (!future && !windowed && first >= start && count == padded) return;
     for (int r = 0; r < tile.rows; ++r) {
         float *row = scores + r * stride;
@@ -106,7 +105,8 @@ GOSSAMER_INLINE void softmax_rows(const Tile &tile, float *scores, int64_t strid
             tile.sum[r] += added;
             continue;
         }
-        const float shrink = old == NEG_INF ? 0.0f : exp2_nonpositive(broadcast((old - top) * c))[0];
+        const float shrink =
+            old == NEG_INF ? 0.0f : exp2_nonpositive(broadcast((old - top) * c))[0];
         tile.max[r] = top;
         tile.sum[r] = tile.sum[r] * shrink + added;
         float *acc = tile.acc + r * tile.acc_stride;

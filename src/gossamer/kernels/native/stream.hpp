@@ -6,7 +6,7 @@
 
 namespace gossamer::GOSSAMER_ISA {
 
-constexpr int64_t STREAM_ROWS = 16;    // query rows a (batch, key head) that still count as few
+constexpr int64_t STREAM_ROWS = 16;     // query rows a (batch, key head) that still count as few
 constexpr int64_t STREAM_SPLIT = 1024;  // keys a task
 constexpr int64_t STREAM_STEP = 128;    // keys between two softmax updates
 constexpr int64_t PREFETCH = 8;         // rows ahead
@@ -18,7 +18,8 @@ struct Sharing {
 
     explicit Sharing(const AttentionArgs &args)
         : sets(args.starts == nullptr ? args.kv_heads : max64(args.list_heads, args.kv_heads)),
-          heads(args.heads / sets), a(args) {}
+          heads(args.heads / sets),
+          a(args) {}
     int64_t kv_head(int64_t set) const { return set * a.kv_heads / sets; }
     int64_t list_row(int64_t b, int64_t set, int64_t group) const {
         return (b * a.list_heads + set * a.list_heads / sets) * a.groups + group;
@@ -91,6 +92,7 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
     float *scores = scratch.take<float>(STREAM_ROWS * STREAM_STEP);
     float *values = scratch.take<float>(engine.value_cells(STREAM_STEP));
     float *rotated = scratch.take<float>(a.dim);
+    const FloatEngine<T> runs(a, true);
     int32_t tokens[STREAM_STEP + PREFETCH];
     for (int64_t at = begin; at < end; at += STREAM_STEP) {
         int64_t count = 0;
@@ -111,9 +113,12 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
                 dot_rows(query, tile.rows, a.dim, rotated, scores + j, STREAM_STEP);
             }
         }
-        for (int64_t j = 0; j < count; ++j)
-            if (j + PREFETCH < ahead) prefetch_row(rows.value_row(j + PREFETCH), a.dim);
-        engine.pack_values(rows, count, count, values);
+        const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
+        if (!run) {
+            for (int64_t j = 0; j < count; ++j)
+                if (j + PREFETCH < ahead) prefetch_row(rows.value_row(j + PREFETCH), a.dim);
+            engine.pack_values(rows, count, count, values);
+        }
         const int64_t columns = round_up(count, W);
         for (int64_t r = 0; r < tile.rows; ++r) {
             const int64_t position = tile.position + r % queries;
@@ -126,7 +131,8 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             fill(row, count, columns, NEG_INF);
         }
         softmax_rows(tile, scores, STREAM_STEP, columns, a.scale, scores, STREAM_STEP);
-        engine.accumulate(tile, scores, STREAM_STEP, values, count, columns);
+        const float *const panel = run ? runs.value_panel(rows, values) : values;
+        (run ? runs : engine).accumulate(tile, scores, STREAM_STEP, &panel, &count, 1, columns);
     }
 }
 
@@ -154,13 +160,12 @@ static void stream_attention(const AttentionArgs &a) {
     const int64_t group = a.starts == nullptr ? a.q_len : a.group;
     const int64_t groups = ceil_div(a.q_len, group);
     const int64_t items = a.batch * sharing.sets * groups;
-    const int64_t longest =
-        a.starts == nullptr ? a.k_len : min64(a.k_len + a.unit, [&a] {
-            int64_t most = 0;
-            for (int64_t i = 0; i < a.batch * a.list_heads * a.groups; ++i)
-                most = max64(most, a.counts[i] * a.unit);
-            return most;
-        }());
+    const int64_t longest = a.starts == nullptr ? a.k_len : min64(a.k_len + a.unit, [&a] {
+        int64_t most = 0;
+        for (int64_t i = 0; i < a.batch * a.list_heads * a.groups; ++i)
+            most = max64(most, a.counts[i] * a.unit);
+        return most;
+    }());
     const int64_t splits = max64(1, ceil_div(longest, STREAM_SPLIT));
     const int64_t stride = round_up(a.dim, W);
     const int64_t partial = STREAM_ROWS * (stride + 2 * 16);  // acc, max, sum of one task
@@ -168,8 +173,9 @@ static void stream_attention(const AttentionArgs &a) {
     float *partials = shared.take<float>(items * splits * partial);
     auto part = [&](int64_t task) {
         float *base = partials + task * partial;
-        return Tile{0, 0, stride, base + STREAM_ROWS * stride,
-                    base + STREAM_ROWS * stride + STREAM_ROWS, base};
+        return Tile{
+            0,   0, stride, base + STREAM_ROWS * stride, base + STREAM_ROWS * stride + STREAM_ROWS,
+            base};
     };
     auto place = [&](int64_t item, int64_t &b, int64_t &set, int64_t &g) {
         g = item % groups;
@@ -179,8 +185,9 @@ static void stream_attention(const AttentionArgs &a) {
 #pragma omp parallel num_threads(a.threads)
     {
         const FloatEngine<T> engine(a);
-        const size_t floats = static_cast<size_t>(
-            STREAM_ROWS * (a.dim + STREAM_STEP) + engine.value_cells(STREAM_STEP) + 2 * a.dim + 256);
+        const size_t floats =
+            static_cast<size_t>(STREAM_ROWS * (a.dim + STREAM_STEP) +
+                                engine.value_cells(STREAM_STEP) + 2 * a.dim + 256);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < items * splits; ++task) {
             int64_t b, set, g;
@@ -201,8 +208,8 @@ static void stream_attention(const AttentionArgs &a) {
                 tile.sum[r] = 0.0f;
             }
             fill(tile.acc, 0, tile.rows * stride, 0.0f);
-            const KeySpan span = key_span(a, sharing, b, set, g, tile.position,
-                                          tile.position + queries - 1);
+            const KeySpan span =
+                key_span(a, sharing, b, set, g, tile.position, tile.position + queries - 1);
             const int64_t begin = span.begin + task % splits * STREAM_SPLIT;
             const int64_t end = min64(span.end, begin + STREAM_SPLIT);
             if (begin < end)

@@ -64,7 +64,7 @@ def paged_dot(
     return torch.ops.gossamer.paged_dot(
         unit_stride(query),
         unit_stride(key),
-        begin.to(query.device),
+        begin.to(query.device).contiguous(),
         end,
         check_scale(scale, query.shape[3]),
         backend.choose(impl, query.device, backend.WITHOUT_TRITON),
@@ -137,9 +137,7 @@ def _paged_dot(
     if impl != "cpu":
         return reference.paged_dot(query, key, begin, end, scale)
     scores = _empty_scores(query, key)
-    backend.native_module().paged_dot(
-        query, key, begin, end, scale, scores, torch.get_num_threads()
-    )
+    backend.launch("paged_dot", query, key, begin, end, scale, scores, torch.get_num_threads())
     return scores
 
 
@@ -152,7 +150,7 @@ def _soft_votes(scores: Tensor, impl: str) -> Tensor:
     if impl != "cpu":
         return reference.soft_votes(scores)
     votes = scores.new_empty(scores.shape[0], scores.shape[2])
-    backend.native_module().soft_votes(scores, votes, torch.get_num_threads())
+    backend.launch("soft_votes", scores, votes, torch.get_num_threads())
     return votes
 
 
@@ -160,7 +158,7 @@ def _top_indices(values: Tensor, k: int, impl: str) -> Tensor:
     if impl != "cpu":
         return reference.top_indices(values, k)
     indices = torch.empty(values.shape[0], k, dtype=torch.int32)
-    backend.native_module().top_indices(values, indices, torch.get_num_threads())
+    backend.launch("top_indices", values, indices, torch.get_num_threads())
     return indices
 
 

@@ -53,11 +53,9 @@ void soft_votes(const SoftVotesArgs &v) {
             for (int64_t j = 0; j < v.k_len; ++j) most = s[j] > most ? s[j] : most;
             int64_t j = 0;
             Vec sums{};
-            for (; j + W <= v.k_len; j += W)
-                sums += exp2_nonpositive((load(s + j) - most) * LOG2E);
+            for (; j + W <= v.k_len; j += W) sums += exp2_nonpositive((load(s + j) - most) * LOG2E);
             total = sum(sums);
-            for (; j < v.k_len; ++j)
-                total += exp2_nonpositive(broadcast((s[j] - most) * LOG2E))[0];
+            for (; j < v.k_len; ++j) total += exp2_nonpositive(broadcast((s[j] - most) * LOG2E))[0];
             top[row] = most;
             inverse[row] = most == NEG_INF ? 0.0f : 1.0f / total;
         }
@@ -98,7 +96,8 @@ void top_indices(const TopIndicesArgs &t) {
         const float *values = t.values + row * t.columns;
         Scratch scratch(static_cast<size_t>(t.columns) * 8);
         uint64_t *keys = scratch.take<uint64_t>(t.columns);
-        for (int64_t j = 0; j < t.columns; ++j) keys[j] = rank_key(values[j], static_cast<uint32_t>(j));
+        for (int64_t j = 0; j < t.columns; ++j)
+            keys[j] = rank_key(values[j], static_cast<uint32_t>(j));
         const uint64_t last = kth_key(keys, t.columns, t.k);
         int32_t *out = t.indices + row * t.k;
         for (int64_t j = 0, n = 0; j < t.columns; ++j)

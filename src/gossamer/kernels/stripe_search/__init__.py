@@ -103,10 +103,10 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     if impl != "cpu":
         return reference.search(pooled, key, threshold, step, begin, end, list_heads)
-    native = backend.native_module()
     lists = (key.shape[0], list_heads, begin.shape[1])
     hits = torch.zeros(*lists, -(-key.shape[2] // 64), dtype=torch.int64)
-    native.stripe_search(
+    backend.launch(
+        "stripe_search",
         key,
         pooled.float().contiguous(),
         threshold.contiguous(),
@@ -116,11 +116,11 @@ def _run(
         hits,
         torch.get_num_threads(),
     )
-    flat = hits.reshape(-1, hits.shape[-1])
+    flat = hits.flatten(0, 2)
     offsets = torch.empty(flat.shape[0] + 1, dtype=torch.int64)
-    native.bits_to_csr(flat, offsets, None)
+    backend.launch("bits_to_csr", flat, offsets, None)
     indices = torch.empty(int(offsets[-1]), dtype=torch.int32)
-    native.bits_to_csr(flat, offsets, indices)
+    backend.launch("bits_to_csr", flat, offsets, indices)
     return offsets, indices
 
 

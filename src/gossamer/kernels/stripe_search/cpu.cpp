@@ -37,8 +37,8 @@ void run(const StripeSearchArgs &s) {
                 const int64_t from = g * s.step, rows = min64(s.step, s.rows - from);
                 for (int64_t h = kv_head * heads; h < (kv_head + 1) * heads; ++h) {
                     const int64_t row = (b * s.heads + h) * s.rows + from;
-                    multiply<false>(rows, columns, s.dim, s.pooled + row * s.dim, s.dim, keys,
-                                    columns, scores, 64);
+                    multiply(rows, columns, s.dim, s.pooled + row * s.dim, s.dim, keys, columns,
+                             scores, 64);
                     uint64_t bits = 0;
                     for (int64_t j = begin - first; j < end - first; ++j) {
                         bool hit = false;

@@ -193,7 +193,8 @@ def _run(
             key_start,
         )
         return indices, scored
-    backend.native_module().tree_search(
+    backend.launch(
+        "tree_search",
         query,
         key,
         indices,

@@ -23,7 +23,8 @@ uint64_t mix(uint64_t x) {  // splitmix64
 int64_t representative(const TreeSearchArgs &t, Node node, uint64_t salt) {
     if (t.representative == 0) return node.start;
     if (t.representative == 1) return node.start + node.size / 2;
-    const uint64_t h = mix(t.seed ^ mix(salt * 0x100000001b3ull + static_cast<uint64_t>(node.start)));
+    const uint64_t h =
+        mix(t.seed ^ mix(salt * 0x100000001b3ull + static_cast<uint64_t>(node.start)));
     return node.start + static_cast<int64_t>(h % static_cast<uint64_t>(node.size));
 }
 
@@ -128,8 +129,7 @@ void run(const TreeSearchArgs &t) {
                         for (int64_t d = 0; d < t.dim; ++d)
                             query[r * row_cells + d] = narrow(plain[r * t.dim + d]);
                 }
-                const auto source =
-                    Rows<Input>::head(a, b, head * t.kv_heads / t.search_heads);
+                const auto source = Rows<Input>::head(a, b, head * t.kv_heads / t.search_heads);
                 for (int64_t reach = t.nodes, round = 0; reach < blocks; reach *= 2, ++round) {
                     int64_t m = 0;
                     for (int64_t j = 0; j < n; ++j) {
@@ -160,8 +160,8 @@ void run(const TreeSearchArgs &t) {
                                            static_cast<size_t>(columns) * 4);
                                 panel = few;
                             }
-                            multiply<false>(sampled, columns, depth, query, depth, panel, columns,
-                                            scores, PANEL);
+                            multiply(sampled, columns, depth, query, depth, panel, columns, scores,
+                                     PANEL);
                         } else {
                             engine.scores(query, sampled, keys, columns, scores, PANEL);
                         }
@@ -174,7 +174,8 @@ void run(const TreeSearchArgs &t) {
                         for (int64_t c = 0; c < here; ++c) {
                             float top = scores[c * t.block_k];
                             for (int64_t i = 1; i < t.block_k; ++i)
-                                if (scores[c * t.block_k + i] > top) top = scores[c * t.block_k + i];
+                                if (scores[c * t.block_k + i] > top)
+                                    top = scores[c * t.block_k + i];
                             best[j + c] = top;
                         }
                     }

@@ -1,0 +1,186 @@
+"""Speed of the attention kernels against PyTorch's, as ratios within one run.
+
+    python benchmarks/attention.py [--out FILE] [--repeats N] [--device cpu|cuda]
+
+Prefill: causal, random block patterns with the diagonal, against scaled_dot_product_attention in
+the same dtype. Decode: one query a head against a long cache, as bytes a second next to what a
+plain copy moves here, and gathered tokens against the dense call. Every kernel is checked against
+the reference before it is timed. Inputs are random; which blocks are kept is random too, so that
+nothing depends on a method.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from gossamer.bench import Samples, describe, interleaved, ratio, save_json
+from gossamer.kernels import block_sparse_attention, gathered_attention, instruction_sets
+from gossamer.patterns import BlockPattern, TokenPattern
+
+HEADS, TOKENS, DIM, BLOCK = 9, 8192, 64, 64
+DENSITIES = (1.0, 0.25, 0.1, 0.05)
+BARS = {"float32": {1.0: 1.1, 0.25: 3.8, 0.1: 8.0, 0.05: 13.0}}
+BF16_EFFICIENCY = 0.7  # of SDPA's rate, at every density
+CACHE, GATHERED = 32768, 2048
+BANDWIDTH_BAR, GATHER_BAR = 0.8, 8.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured ratio and the bar it is held against."""
+
+    name: str
+    density: float
+    milliseconds: float
+    baseline_milliseconds: float
+    ratio: float
+    spread: float
+    bar: float
+    holds: bool
+
+
+def block_pattern(density: float, device: str, seed: int) -> BlockPattern:
+    """Random causal blocks, the diagonal among them, `density` of the causal ones."""
+    blocks = TOKENS // BLOCK
+    causal = blocks * (blocks + 1) // 2
+    chance = 1.0 if density == 1.0 else (density * causal - blocks) / (causal - blocks)
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(1, HEADS, blocks, blocks, generator=generator) < chance
+    mask = (mask | torch.eye(blocks, dtype=torch.bool)).tril()
+    return BlockPattern.from_mask(mask, block=BLOCK).to(device)
+
+
+def check(ours: Tensor, oracle: Tensor, tolerance: float) -> None:
+    """Refuse to time a kernel that is wrong."""
+    error = float((ours.double() - oracle.double()).abs().max())
+    if not error <= tolerance:
+        raise SystemExit(f"a kernel is off by {error:.2e}, more than {tolerance:.0e}: not timed")
+
+
+def figure(name: str, density: float, base: Samples, ours: Samples, bar: float) -> Figure:
+    paired = ratio(base, ours)
+    return Figure(
+        name,
+        density,
+        1e3 * ours.median,
+        1e3 * base.median,
+        paired.median,
+        paired.spread,
+        bar,
+        paired.median >= bar,
+    )
+
+
+def prefill(dtype: torch.dtype, device: str, repeats: int) -> list[Figure]:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, HEADS, TOKENS, DIM, generator=generator).to(device, dtype) for _ in range(3)
+    )
+    patterns = {density: block_pattern(density, device, seed=1) for density in DENSITIES}
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    full = sdpa(query, key, value, is_causal=True)
+    check(block_sparse_attention(query, key, value, patterns[1.0]), full, tolerance)
+    tail = slice(TOKENS - 256, TOKENS)  # the last rows see the most blocks
+    mask = patterns[0.1].to_mask().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    mask = mask[:, :, tail] & torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=device).tril()[tail]
+    sparse = block_sparse_attention(query, key, value, patterns[0.1])[:, :, tail]
+    check(sparse, sdpa(query[:, :, tail], key, value, attn_mask=mask), tolerance)
+    runs = {"sdpa": lambda: sdpa(query, key, value, is_causal=True)}
+    for density, pattern in patterns.items():
+        runs[str(density)] = lambda pattern=pattern: block_sparse_attention(
+            query, key, value, pattern
+        )
+    samples = interleaved(runs, repeats=repeats, warmup=1, device=device)
+    name = str(dtype).removeprefix("torch.")
+    figures = []
+    for wanted, pattern in patterns.items():
+        causal = HEADS * TOKENS // BLOCK * (TOKENS // BLOCK + 1) / 2
+        density = int(pattern.counts.sum()) / causal
+        bar = BARS.get(name, {}).get(wanted, BF16_EFFICIENCY / density)
+        figures.append(
+            figure(f"prefill {name}", density, samples["sdpa"], samples[str(wanted)], bar)
+        )
+    return figures
+
+
+def decode(device: str, repeats: int) -> list[Figure]:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, HEADS, 1, DIM, generator=generator).to(device)
+    key, value = (
+        torch.randn(1, HEADS, CACHE, DIM, generator=generator).to(device) for _ in range(2)
+    )
+    kept = [torch.randperm(CACHE, generator=generator)[:GATHERED].sort().values
+            for _ in range(HEADS)]  # fmt: skip
+    tokens = torch.stack(kept).int()[None, :, None].to(device)
+    pattern = TokenPattern(tokens, group=1, k_len=CACHE)
+    check(block_sparse_attention(query, key, value), sdpa(query, key, value), 1e-5)
+    source = torch.randn(CACHE * HEADS * DIM * 4, generator=generator).to(device)
+    target = torch.empty_like(source)
+    samples = interleaved(
+        {
+            "copy": lambda: target.copy_(source),
+            "dense": lambda: block_sparse_attention(query, key, value),
+            "gathered": lambda: gathered_attention(query, key, value, pattern),
+            "sdpa": lambda: sdpa(query, key, value),
+        },
+        repeats=4 * repeats,
+        warmup=2,
+        device=device,
+    )
+    # Seconds a byte: the copy reads and writes, decode reads keys and values.
+    moved = 2 * source.numel() * 4 / (2 * key.numel() * 4)
+    copied = Samples(tuple(value / moved for value in samples["copy"].values))
+    return [
+        figure("decode dense, bandwidth of a copy", 1.0, copied, samples["dense"], BANDWIDTH_BAR),
+        figure("decode dense, against SDPA", 1.0, samples["sdpa"], samples["dense"], 1.0),
+        figure("decode 2k gathered, against dense", GATHERED / CACHE, samples["dense"],
+               samples["gathered"], GATHER_BAR),  # fmt: skip
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--json", action="store_true", help="print the JSON document instead")
+    options = parser.parse_args()
+    figures = [
+        *prefill(torch.float32, options.device, options.repeats),
+        *prefill(torch.bfloat16, options.device, options.repeats),
+        *decode(options.device, options.repeats),
+    ]
+    machine = describe(options.device)
+    document = {
+        "schema": 1,
+        "machine": machine.summary(),
+        "versions": dict(machine.versions),
+        "threads": torch.get_num_threads(),
+        "instruction_sets": list(instruction_sets()),
+        "shape": {"heads": HEADS, "tokens": TOKENS, "dim": DIM, "block": BLOCK, "cache": CACHE},
+        "repeats": options.repeats,
+        "figures": [asdict(figure) for figure in figures],
+    }
+    if options.out is not None:
+        save_json(options.out, document)
+    if options.json:
+        Console().print_json(json.dumps(document))
+        return
+    table = Table("kernel", "density", "ms", "baseline ms", "ratio", "spread", "bar", "holds",
+                  title=f"Attention kernels, {machine.summary()}")  # fmt: skip
+    for row in figures:
+        table.add_row(row.name, f"{row.density:.3f}", f"{row.milliseconds:.2f}",
+                      f"{row.baseline_milliseconds:.2f}", f"{row.ratio:.2f}", f"{row.spread:.2f}",
+                      f"{row.bar:.2f}", "yes" if row.holds else "NO")  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
