@@ -222,3 +222,10 @@ def test_random_representatives_follow_the_seed() -> None:
     assert torch.equal(masks[0].indices, masks[1].indices)
     assert not torch.equal(masks[0].indices, masks[2].indices)
     check_key_lists(masks[2], 64, window=16, sink=4)
+
+
+def test_later_blocks_change_nothing() -> None:
+    query, key, value = attention_inputs(AttentionShape(1, 4, 2, 160, 200, 8))
+    before = METHOD(query, key, value, LayerState(scale=0.4))[:, :, :96]
+    key[:, :, 136:], value[:, :, 136:], query[:, :, 96:] = torch.nan, torch.nan, torch.nan
+    assert torch.equal(METHOD(query, key, value, LayerState(scale=0.4))[:, :, :96], before)

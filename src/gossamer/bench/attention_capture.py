@@ -14,7 +14,7 @@ from gossamer.attention.rotary import rotate, unrotate
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
 from gossamer.scores import similarity
 
-Pattern = BlockPattern | TokenPattern | StripePattern | Window
+Pattern = BlockPattern | TokenPattern | StripePattern | Window | None
 RowMask = Callable[[int, int], Tensor]
 """``mask(first, end)`` tells which keys the queries first .. end - 1 keep: bool, broadcast to
 [B, H, end - first, keys], where the keys stop at the position of the last of these queries."""
@@ -210,43 +210,10 @@ def first_tokens(tokenizer: Any, text: str, count: int) -> Tensor:
     ValueError
         If the text is shorter.
     """
-    ids = tokenizer(
-        text, add_special_tokens=False, truncation=True, max_length=count
-    ).input_ids
+    ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=count).input_ids
     if len(ids) < count:
         raise ValueError(f"expected a text of at least {count} tokens, got {len(ids)}")
     return torch.tensor([ids])
-
-
-def token_losses(model: Any, input_ids: Tensor, *, start: int, rows: int = 512) -> Tensor:
-    """Return the loss of every token from `start` on, given all before it, in nats.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        With whatever attention is attached to it.
-    input_ids : Tensor [1, T] int64
-    start : int
-        First token predicted, at least 1.
-    rows : int
-        Positions whose logits exist at once.
-
-    Returns
-    -------
-    Tensor [T - start] float32
-    """
-    with torch.no_grad():
-        hidden = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-        head = model.get_output_embeddings()
-        losses = [
-            torch.nn.functional.cross_entropy(
-                head(hidden[first - 1 : first + rows - 1][: input_ids.shape[1] - first]).float(),
-                input_ids[0, first : first + rows],
-                reduction="none",
-            )
-            for first in range(start, input_ids.shape[1], rows)
-        ]
-    return torch.cat(losses)
 
 
 @dataclass(frozen=True)
@@ -336,30 +303,33 @@ def row_mask(captured: Captured, *patterns: Pattern) -> RowMask:
     ----------
     captured : Captured
         Gives the number of heads and the lengths.
-    patterns : BlockPattern, TokenPattern, StripePattern or Window
+    patterns : BlockPattern, TokenPattern, StripePattern, Window or None
+        None keeps every key, as in a `Selection`.
 
     Returns
     -------
     RowMask
     """
-    heads, q_len = captured.query.shape[1:3]
-    shift = captured.key.shape[2] - q_len
-    device = captured.query.device
-    lists = [part if isinstance(part, Window) else part.to_mask() for part in patterns]
+    (batch, heads, q_len, _), k_len = captured.query.shape, captured.key.shape[2]
+    device, shift = captured.query.device, k_len - q_len
+    lists = [
+        None if part is None or isinstance(part, Window) else part.to_mask() for part in patterns
+    ]
 
     def mask(first: int, end: int) -> Tensor:
-        shape = (captured.query.shape[0], heads, end - first, end + shift)
-        kept = torch.zeros(shape, dtype=torch.bool, device=device)
         row = torch.arange(first, end, device=device)
+        kept = torch.zeros(batch, heads, len(row), end + shift, dtype=torch.bool, device=device)
         for part, units in zip(patterns, lists, strict=True):
-            if isinstance(part, Window) or isinstance(units, Window):
-                kept |= part.to_mask(end - first, end + shift).to(device)
-                continue
-            height = part.block if isinstance(part, BlockPattern) else part.group
-            found = units[:, :, row // height]
-            if isinstance(part, BlockPattern):
-                found = found.repeat_interleave(part.block, dim=3)
-            kept |= found[..., : end + shift].repeat_interleave(heads // units.shape[1], dim=1)
+            if part is None:
+                kept.fill_(True)
+            elif isinstance(part, Window):
+                kept |= part.to_mask(len(row), end + shift).to(device)
+            elif units is not None:
+                block = isinstance(part, BlockPattern)
+                found = units[:, :, row // (part.block if block else part.group)]
+                if block:
+                    found = found.repeat_interleave(part.block, 3)
+                kept |= found[..., : end + shift].repeat_interleave(heads // units.shape[1], 1)
         return kept
 
     return mask

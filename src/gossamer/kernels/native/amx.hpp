@@ -76,29 +76,24 @@ struct TileEngine {
     // Values in tiles [key / 32][d / 16] of 16 key pairs by 16 dims.
     void pack_values(const Rows<uint16_t> &rows, int64_t count, int64_t columns,
                      uint16_t *out) const {
-        alignas(64) uint16_t zeros[512] = {};
+        const size_t row_bytes = sizeof(uint16_t) * static_cast<size_t>(args.dim);
+        alignas(64) uint16_t copies[2][1024] = {};  // rows that need padding, or are missing
         for (int64_t j = 0; j < columns; j += 2) {
-            const uint16_t *even = j < count ? rows.value_row(j) : nullptr;
-            const uint16_t *odd = j + 1 < count ? rows.value_row(j + 1) : nullptr;
-            for (int64_t d = 0; d < dim; d += 16) {
-                alignas(64) uint16_t tail[2][16] = {};
-                const uint16_t *low = even == nullptr ? zeros : even + d;
-                const uint16_t *high = odd == nullptr ? zeros : odd + d;
-                if (d + 16 > args.dim) {
-                    for (int64_t i = 0; d + i < args.dim; ++i) {
-                        tail[0][i] = even == nullptr ? 0 : low[i];
-                        tail[1][i] = odd == nullptr ? 0 : high[i];
-                    }
-                    low = tail[0];
-                    high = tail[1];
-                }
-                const IntVec a =
-                    __builtin_convertvector(*reinterpret_cast<const HalfVec *>(low), IntVec);
-                const IntVec b =
-                    __builtin_convertvector(*reinterpret_cast<const HalfVec *>(high), IntVec);
-                uint16_t *tile = out + (j / 32 * (dim / 16) + d / 16) * 512;
-                store(reinterpret_cast<float *>(tile + (j % 32) * 16),
-                      reinterpret_cast<Vec>(a | (b << 16)));
+            const uint16_t *pair[2];
+            for (int i = 0; i < 2; ++i) {
+                pair[i] = j + i < count ? rows.value_row(j + i) : nullptr;
+                if (pair[i] != nullptr && dim == args.dim) continue;
+                memset(copies[i], 0, row_bytes);
+                if (pair[i] != nullptr) memcpy(copies[i], pair[i], row_bytes);
+                pair[i] = copies[i];
+            }
+            uint16_t *tile = out + j / 32 * (dim / 16) * 512 + j % 32 * 16;
+            for (int64_t d = 0; d < dim; d += 16, tile += 512) {
+                const IntVec even = __builtin_convertvector(
+                    *reinterpret_cast<const HalfVec *>(pair[0] + d), IntVec);
+                const IntVec odd = __builtin_convertvector(
+                    *reinterpret_cast<const HalfVec *>(pair[1] + d), IntVec);
+                store(reinterpret_cast<float *>(tile), reinterpret_cast<Vec>(even | (odd << 16)));
             }
         }
     }
