@@ -89,7 +89,8 @@ def prefill(dtype: torch.dtype, device: str, repeats: int) -> list[Figure]:
     check(block_sparse_attention(query, key, value, patterns[1.0]), full, tolerance)
     tail = slice(TOKENS - 256, TOKENS)  # the last rows see the most blocks
     mask = patterns[0.1].to_mask().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
-    mask = mask[:, :, tail] & torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=device).tril()[tail]
+    causal = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=device).tril()
+    mask = mask[:, :, tail] & causal[tail]
     sparse = block_sparse_attention(query, key, value, patterns[0.1])[:, :, tail]
     check(sparse, sdpa(query[:, :, tail], key, value, attn_mask=mask), tolerance)
     runs = {"sdpa": lambda: sdpa(query, key, value, is_causal=True)}
@@ -116,8 +117,9 @@ def decode(device: str, repeats: int) -> list[Figure]:
     key, value = (
         torch.randn(1, HEADS, CACHE, DIM, generator=generator).to(device) for _ in range(2)
     )
-    kept = [torch.randperm(CACHE, generator=generator)[:GATHERED].sort().values
-            for _ in range(HEADS)]  # fmt: skip
+    kept = [
+        torch.randperm(CACHE, generator=generator)[:GATHERED].sort().values for _ in range(HEADS)
+    ]
     tokens = torch.stack(kept).int()[None, :, None].to(device)
     pattern = TokenPattern(tokens, group=1, k_len=CACHE)
     check(block_sparse_attention(query, key, value), sdpa(query, key, value), 1e-5)
@@ -140,8 +142,13 @@ def decode(device: str, repeats: int) -> list[Figure]:
     return [
         figure("decode dense, bandwidth of a copy", 1.0, copied, samples["dense"], BANDWIDTH_BAR),
         figure("decode dense, against SDPA", 1.0, samples["sdpa"], samples["dense"], 1.0),
-        figure("decode 2k gathered, against dense", GATHERED / CACHE, samples["dense"],
-               samples["gathered"], GATHER_BAR),  # fmt: skip
+        figure(
+            "decode 2k gathered, against dense",
+            GATHERED / CACHE,
+            samples["dense"],
+            samples["gathered"],
+            GATHER_BAR,
+        ),
     ]
 
 
@@ -173,12 +180,28 @@ def main() -> None:
     if options.json:
         Console().print_json(json.dumps(document))
         return
-    table = Table("kernel", "density", "ms", "baseline ms", "ratio", "spread", "bar", "holds",
-                  title=f"Attention kernels, {machine.summary()}")  # fmt: skip
+    table = Table(
+        "kernel",
+        "density",
+        "ms",
+        "baseline ms",
+        "ratio",
+        "spread",
+        "bar",
+        "holds",
+        title=f"Attention kernels, {machine.summary()}",
+    )
     for row in figures:
-        table.add_row(row.name, f"{row.density:.3f}", f"{row.milliseconds:.2f}",
-                      f"{row.baseline_milliseconds:.2f}", f"{row.ratio:.2f}", f"{row.spread:.2f}",
-                      f"{row.bar:.2f}", "yes" if row.holds else "NO")  # fmt: skip
+        table.add_row(
+            row.name,
+            f"{row.density:.3f}",
+            f"{row.milliseconds:.2f}",
+            f"{row.baseline_milliseconds:.2f}",
+            f"{row.ratio:.2f}",
+            f"{row.spread:.2f}",
+            f"{row.bar:.2f}",
+            "yes" if row.holds else "NO",
+        )
     Console().print(table)
 
 

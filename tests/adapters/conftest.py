@@ -1,7 +1,10 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from gossamer.testing.attention import tiny_llama
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +13,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def llama() -> Any:
+    return tiny_llama()

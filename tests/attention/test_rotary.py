@@ -19,8 +19,8 @@ def test_is_the_encoding_of_transformers() -> None:
 
     vectors = torch.randn(2, 3, 40, 16)
     cosine, sine = rotary_tables(40, 16)
-    full = [torch.cat([table, table], -1)[None] for table in (cosine, sine)]
-    expected, _ = apply_rotary_pos_emb(vectors, vectors, *full)
+    cos, sin = (torch.cat([table, table], -1)[None] for table in (cosine, sine))
+    expected, _ = apply_rotary_pos_emb(vectors, vectors, cos, sin)
     torch.testing.assert_close(rotate(vectors, cosine, sine), expected)
 
 

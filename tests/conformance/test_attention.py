@@ -241,7 +241,7 @@ def test_suite_refuses_a_trace(forgotten: str, monkeypatch: pytest.MonkeyPatch) 
         for hook in hooks if forgotten != "hooks" else []:
             hook.remove()
         if forgotten == "slot":
-            attachment.modules[0].left = attachment
+            attachment.modules[0].__dict__["left"] = attachment
 
     detach_all = Attachment.detach
     monkeypatch.setattr(Attachment, "detach", detach)

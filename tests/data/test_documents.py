@@ -8,12 +8,16 @@ import pytest
 from gossamer.data import documents
 
 
-def test_default_text_holds_every_topic_in_order() -> None:
+def paragraphs(text: str) -> list[str]:
+    return [paragraph.strip("\n") for paragraph in text.strip().split("\n\n")]
+
+
+def test_default_text_holds_every_paragraph_once_in_order() -> None:
     document = documents.default_text()
-    position = 0
-    for name in sorted(topics):
-        position = document.text.index(topics[name].strip(), position)
-    assert len(document.text) == sum(len(topic.strip()) + 2 for topic in topics.values()) - 2
+    first_seen = dict.fromkeys(
+        paragraph for name in sorted(topics) for paragraph in paragraphs(topics[name])
+    )
+    assert paragraphs(document.text) == [paragraph for paragraph in first_seen if paragraph]
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in document.name
 
 
@@ -22,11 +26,10 @@ def test_texts_are_disjoint_and_of_similar_length(seed: int) -> None:
     dealt = documents.texts(seed)
     assert dealt == documents.texts(seed) != documents.texts(seed + 1)
     assert len(set(dealt)) == 3
-    for topic in topics.values():
-        # Two topics may share their text, never a place.
-        assert sum(document.text.count(topic.strip()) for document in dealt) >= 1
-    total = len(documents.default_text().text)
-    assert sum(len(document.text) for document in dealt) == total - 4
+    every = [set(paragraphs(document.text)) for document in dealt]
+    wanted = {paragraph for topic in topics.values() for paragraph in paragraphs(topic)} - {""}
+    assert set().union(*every) - {""} == wanted
+    total = sum(len(document.text) for document in dealt)
     assert all(0.25 * total < len(document.text) < 0.42 * total for document in dealt)
 
 

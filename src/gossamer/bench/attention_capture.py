@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,20 +64,29 @@ class Captured:
             value=self.value[:, :, : position + 1],
         )
 
-    def raw_key(self) -> Tensor:
-        """Return the keys [B, H_kv, k_len, D] without their positions."""
-        return unrotate(self.key, *self.rotary(self.key.shape[2]))
+    def with_raw_keys(self) -> "Captured":
+        """Return the same with keys that carry no position, as some methods store them."""
+        return replace(self, key=unrotate(self.key, *self.rotary(self.key.shape[2])))
 
     def tiled(self, tokens: int) -> "Captured":
-        """Return a sequence of `tokens` that repeats this one, every position encoded anew."""
-        repeats = -(-tokens // self.key.shape[2])
-        there, here = self.rotary(self.key.shape[2]), self.rotary(tokens)
+        """Return `tokens` keys that repeat these, every position encoded anew.
+
+        A query for every key is repeated likewise; fewer queries move to the end.
+        """
+        q_len, k_len = self.query.shape[2], self.key.shape[2]
+        there, here = self.rotary(k_len), self.rotary(tokens)
 
         def repeat(x: Tensor) -> Tensor:
-            return x.repeat(1, 1, repeats, 1)[:, :, :tokens].contiguous()
+            return x.repeat(1, 1, -(-tokens // k_len), 1)[:, :, :tokens].contiguous()
 
-        query, key = (rotate(repeat(unrotate(x, *there)), *here) for x in (self.query, self.key))
-        return replace(self, query=query, key=key, value=repeat(self.value))
+        query = unrotate(self.query, *(table[k_len - q_len :] for table in there))
+        query = repeat(query) if q_len == k_len else query
+        return replace(
+            self,
+            query=rotate(query, *(table[tokens - query.shape[2] :] for table in here)),
+            key=rotate(repeat(unrotate(self.key, *there)), *here),
+            value=repeat(self.value),
+        )
 
     def to(self, dtype: torch.dtype) -> "Captured":
         """Return the same in another floating-point type."""
@@ -294,6 +304,51 @@ def mean_kept(measured: Iterable[Mapping[str, Kept]]) -> dict[str, Kept]:
         )
         for name in found[0]
     }
+
+
+@dataclass(frozen=True)
+class RecallCurve:
+    """What one family of selections keeps at several settings, read between the points.
+
+    Parameters
+    ----------
+    points : tuple of (float, Kept)
+        Settings, and what each keeps; recall grows with density.
+
+    Examples
+    --------
+    >>> curve = RecallCurve(((16, Kept(0.5, 0.1)), (64, Kept(0.9, 0.3))))
+    >>> round(curve.recall_at(0.2), 3), round(curve.setting_at(0.2), 3), curve.density_at(0.95)
+    (0.7, 40.0, nan)
+    """
+
+    points: tuple[tuple[float, Kept], ...]
+
+    def recall_at(self, density: float) -> float:
+        """Return the recall at a density, NaN outside the curve."""
+        return self._between(density, "density", [kept.recall for _, kept in self._rising()])
+
+    def density_at(self, recall: float) -> float:
+        """Return the density that a recall takes, NaN outside the curve."""
+        return self._between(recall, "recall", [kept.density for _, kept in self._rising()])
+
+    def setting_at(self, density: float) -> float:
+        """Return the setting for a density, NaN outside the curve."""
+        return self._between(density, "density", [setting for setting, _ in self._rising()])
+
+    def mean_recall(self, least: float, most: float) -> float:
+        """Return the mean recall over a range of densities: area under the curve over width."""
+        steps = 200
+        return fmean(
+            self.recall_at(least + (most - least) * step / steps) for step in range(steps + 1)
+        )
+
+    def _rising(self) -> list[tuple[float, Kept]]:
+        return sorted(self.points, key=lambda point: point[1].density)
+
+    def _between(self, x: float, axis: str, values: Sequence[float]) -> float:
+        places = [getattr(kept, axis) for _, kept in self._rising()]
+        return float(np.interp(x, places, values, left=np.nan, right=np.nan))
 
 
 def row_mask(captured: Captured, *patterns: Pattern) -> RowMask:

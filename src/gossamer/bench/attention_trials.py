@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from gossamer.attention import AttentionMethod, use
 from gossamer.bench.attention_capture import Captured, RowMask
 from gossamer.bench.timing import Samples, interleaved
+from gossamer.data import passkey
 from gossamer.measure import perplexity
 
 
@@ -57,27 +58,71 @@ def read(
     return Reading(perplexity(torch.cat(losses)), meter.density)
 
 
-def attend_under(captured: Captured, mask: RowMask, *, rows: int = 256) -> Tensor:
-    """Return PyTorch's attention [B, H, q_len, D] under a mask: what a method must compute.
+def passkeys_found(
+    model: Any, tokenizer: Any, method: AttentionMethod, hidden: passkey.Haystack
+) -> int:
+    """Return how many hidden numbers a model finds, each asked after the same prefill.
 
-    Goes by blocks of rows, as `mass_recall` does.
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    tokenizer : transformers.PreTrainedTokenizerBase
+    method : AttentionMethod
+    hidden : gossamer.data.passkey.Haystack
+    """
+    right = 0
+    with torch.no_grad(), use(model, method) as attachment:
+        cache = attachment.new_cache()
+        model.get_decoder()(input_ids=hidden.input_ids, past_key_values=cache)
+        for key in hidden.keys:
+            question = hidden.question(key.label)
+            answer = continued(model, cache.fork(), question, passkey.ANSWER_TOKENS)
+            right += passkey.found(tokenizer.decode(answer), key.value)
+    return right
+
+
+def continued(model: Any, cache: Any, tokens: Tensor, count: int) -> list[int]:
+    """Return the `count` most likely tokens after what `cache` holds and `tokens` [1, n]."""
+    answer: list[int] = []
+    while len(answer) < count:
+        logits = model(input_ids=tokens, past_key_values=cache, logits_to_keep=1).logits
+        answer.append(int(logits[0, -1].argmax()))
+        tokens = tokens.new_tensor([answer[-1:]])
+    return answer
+
+
+def error_under(captured: Captured, output: Tensor, mask: RowMask, *, rows: int = 128) -> float:
+    """Return how far an output is from exact attention over the keys that a mask keeps.
+
+    Parameters
+    ----------
+    captured : Captured
+    output : Tensor [B, H, q_len, D]
+    mask : RowMask
+        Every query keeps at least one key; see `gossamer.bench.attention_capture.row_mask`.
+    rows : int
+        Queries compared at once.
+
+    Returns
+    -------
+    float
+        Largest absolute difference to PyTorch in float64, over the largest absolute value.
     """
     q_len, shift = captured.query.shape[2], captured.key.shape[2] - captured.query.shape[2]
-    outputs = []
+    worst = 0.0
     for first in range(0, q_len, rows):
         end = min(first + rows, q_len)
         causal = torch.ones(end - first, end + shift, dtype=torch.bool).tril(first + shift)
-        outputs.append(
-            scaled_dot_product_attention(
-                captured.query[:, :, first:end],
-                captured.key[:, :, : end + shift],
-                captured.value[:, :, : end + shift],
-                attn_mask=mask(first, end) & causal.to(captured.query.device),
-                scale=captured.scale,
-                enable_gqa=True,
-            )
+        exact = scaled_dot_product_attention(
+            captured.query[:, :, first:end].double(),
+            captured.key[:, :, : end + shift].double(),
+            captured.value[:, :, : end + shift].double(),
+            attn_mask=mask(first, end) & causal.to(output.device),
+            scale=captured.scale,
+            enable_gqa=True,
         )
-    return torch.cat(outputs, 2)
+        worst = max(worst, float((output[:, :, first:end] - exact).abs().max()))
+    return worst / float(captured.value.abs().max())
 
 
 def layer_times(

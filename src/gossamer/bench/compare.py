@@ -184,9 +184,7 @@ def _reading(model: Any, method: AttentionMethod | None) -> Iterator[_Reader]:
             yield stock
             return
         with use(model, method) as attachment:
-            reader = _Reader(
-                model, attachment.new_cache, lambda cache: cache.fork(), attachment.meter
-            )
+            reader = _Reader(model, attachment.new_cache, lambda cache: cache.fork(), Meter())
             reader.read(warm, reader.new_cache())
             with attachment.metered() as reader.meter:
                 yield reader

@@ -29,18 +29,19 @@ class Document:
 
 
 def default_text() -> Document:
-    """Return the language reference topics that ship with CPython, about 113,000 SmolLM2 tokens.
+    """Return the language reference topics that ship with CPython, some 90,000 SmolLM2 tokens.
 
     Returns
     -------
     Document
-        All of `pydoc_data.topics` in the order of their names. The text is that of the running
+        All of `pydoc_data.topics` in the order of their names, each paragraph once: topics that
+        gather others would otherwise let a model copy them. The text is that of the running
         Python version, which the document's name gives.
 
     Examples
     --------
     >>> document = default_text()
-    >>> len(document.text) > 400_000, document.licence
+    >>> len(document.text) > 250_000, document.licence
     (True, 'PSF-2.0 (part of the Python documentation)')
     """
     topics = _topics()
@@ -130,4 +131,7 @@ def _topics() -> dict[str, str]:
 
 def _document(parts: list[str], what: str) -> Document:
     name = f"pydoc_data.topics of Python {platform.python_version()}, {what}"
-    return Document("\n\n".join(part.strip() for part in parts), name, _LICENCE)
+    paragraphs = dict.fromkeys(
+        paragraph.strip("\n") for part in parts for paragraph in part.strip().split("\n\n")
+    )
+    return Document("\n\n".join(filter(None, paragraphs)), name, _LICENCE)

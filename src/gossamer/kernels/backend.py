@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from gossamer.errors import BackendError
 

@@ -101,27 +101,29 @@ def attention_inputs(
     if values not in VALUES:
         raise ValueError(f"expected values to be one of {', '.join(VALUES)}, got {values!r}")
     generator = torch.Generator().manual_seed(seed)
-    rows = [(shape.heads, shape.q_len), (shape.kv_heads, shape.k_len)]
-    sizes = [(shape.batch, *row, shape.dim) for row in (rows[0], rows[1], rows[1])]
-    if values == "integers":
-        drawn = [torch.randint(-2, 3, size, generator=generator).float() for size in sizes]
-    else:
-        drawn = [torch.randn(size, generator=generator) for size in sizes]
-    query, key, value = drawn
-    if values == "equal":
-        drawn = [torch.ones_like(tensor) for tensor in drawn]
-    elif values == "negative zero":
-        drawn = [torch.full_like(tensor, -0.0) for tensor in drawn]
-    elif values == "denormal":
-        drawn = [tensor * 1e-39 for tensor in drawn]
-    elif values == "large value":
-        drawn[2] = value * 1e30
+
+    def draw(heads: int, tokens: int) -> Tensor:
+        size = (shape.batch, heads, tokens, shape.dim)
+        if values == "integers":
+            return torch.randint(-2, 3, size, generator=generator).float()
+        return torch.randn(size, generator=generator)
+
+    query = draw(shape.heads, shape.q_len)
+    key, value = draw(shape.kv_heads, shape.k_len), draw(shape.kv_heads, shape.k_len)
+    for tensor in (query, key, value):
+        if values == "equal":
+            tensor.fill_(1.0)
+        elif values == "negative zero":
+            tensor.fill_(-0.0)
+        elif values == "denormal":
+            tensor.mul_(1e-39)
+    if values == "large value":
+        value.mul_(1e30)
     elif values == "huge logit" and shape.k_len:
         query[..., 0] = 1.0
         key[:, :, shape.k_len // 2] = 0.0
         key[:, :, shape.k_len // 2, 0] = HUGE_LOGIT * shape.dim**0.5
-    query, key, value = (tensor.to(dtype) for tensor in drawn)
-    return query, key, value
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def random_mask(shape: tuple[int, ...], *, density: float = 0.5, seed: int = 0) -> Tensor:

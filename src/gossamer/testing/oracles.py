@@ -1,7 +1,7 @@
 """Oracles: what the kernels compute, written densely in float64 straight from the definitions."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal
 
 import torch
@@ -199,6 +199,8 @@ def tree_search(
 ) -> TreeOracle:
     """Search the tree as `gossamer.kernels.tree_search` promises to, from scores in float64.
 
+    Parameters and defaults are the kernel's; representatives drawn at random have no oracle.
+
     Examples
     --------
     >>> key = torch.tensor([0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0])[None, None, :, None]
@@ -209,42 +211,40 @@ def tree_search(
     ([[[[0, 0, 1, 0, 0, 0, 0, 1]]]], [[[6]]])
     """
     (batch, heads, q_len, dim), (kv_heads, k_len) = query.shape, key.shape[1:3]
-    lists = kv_heads if shared_by_group else heads
+    lists, nodes = kv_heads if shared_by_group else heads, tokens // block_k
     groups = -(-q_len // block_q)
     selected = torch.zeros(batch, lists, groups, k_len, dtype=torch.bool)
     read = torch.zeros(batch, kv_heads, k_len, dtype=torch.bool)
     scored = torch.zeros(batch, lists, groups, dtype=torch.int64)
-    for b in range(batch):
-        for head in range(lists):
-            for g in range(groups):
-                rows = query[b].reshape(lists, -1, q_len, dim)[head].double()
-                rows = rows[:, g * block_q : (g + 1) * block_q]
-                end = g * block_q + rows.shape[1] + k_len - q_len
-                start = 0 if key_start is None else min(int(key_start[b]), end)
-                stop = max(start, end - window)
-                picked = [*range(query_stride // 2, rows.shape[1], query_stride)] or [-1]
-                rows = rows[:, picked].flatten(0, 1)
-                if channels is not None:
-                    total = rows.abs().sum(0).tolist()
-                    best = sorted(range(dim), key=lambda d: (-total[d], d))[:channels]
-                    rows = rows * torch.isin(torch.arange(dim), torch.tensor(best))
-                kv_head = head * kv_heads // lists
-                highest = (rows @ key[b, kv_head].double().T).amax(0).tolist()
-                units = [range(at, min(at + block_k, stop)) for at in range(start, stop, block_k)]
-                nodes = _split(units, tokens // block_k)
-                for _ in range((max(map(len, nodes), default=1) - 1).bit_length()):
-                    halves = [half for node in nodes for half in _split(node, 2)]
-                    score = []
-                    for half in halves:
-                        unit = half[len(half) // 2 if representative == "mid" else 0]
-                        score.append(max(highest[token] for token in unit))
-                        read[b, kv_head, list(unit)] = True
-                    ranked = sorted(range(len(halves)), key=lambda i: (-score[i], i))
-                    nodes = [halves[i] for i in sorted(ranked[: tokens // block_k])]
-                    scored[b, head, g] += len(halves)
-                kept = {token for node in nodes for unit in node for token in unit}
-                kept |= {*range(start, min(start + sink, stop)), *range(stop, end)}
-                selected[b, head, g, list(kept)] = True
+    for b, head, g in product(range(batch), range(lists), range(groups)):
+        rows = query[b].reshape(lists, -1, q_len, dim)[head].double()
+        rows = rows[:, g * block_q : (g + 1) * block_q]
+        end = g * block_q + rows.shape[1] + k_len - q_len
+        start = 0 if key_start is None else min(int(key_start[b]), end)
+        stop = max(start, end - window)
+        sampled = [*range(query_stride // 2, rows.shape[1], query_stride)] or [-1]
+        rows = rows[:, sampled].flatten(0, 1)
+        if channels is not None:
+            total = rows.abs().sum(0).tolist()
+            best = sorted(range(dim), key=lambda d: (-total[d], d))[:channels]
+            rows = rows * torch.isin(torch.arange(dim), torch.tensor(best))
+        kv_head = head * kv_heads // lists
+        highest = (rows @ key[b, kv_head].double().T).amax(0).tolist()
+        units = [range(at, min(at + block_k, stop)) for at in range(start, stop, block_k)]
+        tree = _split(units, nodes)
+        for _ in range((max(map(len, tree), default=1) - 1).bit_length()):
+            halves = [half for node in tree for half in _split(node, 2)]
+            score = []
+            for half in halves:
+                unit = half[len(half) // 2 if representative == "mid" else 0]
+                score.append(max(highest[token] for token in unit))
+                read[b, kv_head, list(unit)] = True
+            ranked = sorted(range(len(halves)), key=lambda i: (-score[i], i))
+            tree = [halves[i] for i in sorted(ranked[:nodes])]
+            scored[b, head, g] += len(halves)
+        kept = {token for node in tree for unit in node for token in unit}
+        kept |= {*range(start, min(start + sink, stop)), *range(stop, end)}
+        selected[b, head, g, list(kept)] = True
     return TreeOracle(selected, read, scored)
 
 

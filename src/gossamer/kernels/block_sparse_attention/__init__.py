@@ -1,5 +1,7 @@
 """Exact attention over chosen blocks of keys; the other blocks are never touched."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,38 @@ from gossamer.kernels.validation import (
 from gossamer.patterns import BlockPattern, Window
 
 DENSE_BLOCK = 64  # keys packed together when every block is read
+
+
+@overload
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: BlockPattern | None = None,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: Window | None = None,
+    key_start: Tensor | None = None,
+    return_lse: Literal[False] = False,
+    impl: backend.Impl = "auto",
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: BlockPattern | None = None,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: Window | None = None,
+    key_start: Tensor | None = None,
+    return_lse: Literal[True],
+    impl: backend.Impl = "auto",
+) -> AttentionOutput: ...
 
 
 def block_sparse_attention(

@@ -16,6 +16,14 @@ bool hidden(const AttentionArgs &a, const Tile &tile, int64_t first, int64_t sta
     return a.local > 0 && first >= a.sink && end - 1 <= tile.position - a.local;
 }
 
+// Ask for a panel before it is needed: a head's panels outgrow the second-level cache.
+template <class Cell>
+void prefetch(const Cell *panel, int64_t cells) {
+    const char *p = reinterpret_cast<const char *>(panel);
+    for (int64_t at = 0; at < cells * static_cast<int64_t>(sizeof(Cell)); at += 64)
+        __builtin_prefetch(p + at, 0, 2);
+}
+
 template <class Engine>
 void run(const AttentionArgs &a) {
     using Input = typename Engine::Input;
@@ -105,6 +113,10 @@ void run(const AttentionArgs &a) {
                         const Cell *panel = unit_panels + block * (key_cells + value_cells);
                         values[n] = engine.value_panel(head.run(block * a.unit), panel + key_cells);
                         counts[n] = min64(a.unit, a.k_len - block * a.unit);
+                        if (i + 1 < count) {
+                            const int64_t next = ids == nullptr ? block + 1 : ids[i + 1];
+                            prefetch(unit_panels + next * (key_cells + value_cells), key_cells);
+                        }
                         engine.scores(query, tile.rows, panel, padded, scores + columns, stride);
                         mask_range(a, scores + columns, stride, tile, block * a.unit, counts[n],
                                    padded, start);

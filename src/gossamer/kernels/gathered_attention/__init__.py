@@ -1,5 +1,7 @@
 """Exact attention over gathered tokens, resumable from a softmax in progress."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,40 @@ from gossamer.kernels.validation import (
     unit_stride,
 )
 from gossamer.patterns import StripePattern, TokenPattern
+
+
+@overload
+def gathered_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: TokenPattern | StripePattern,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    state: AttentionState | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    key_start: Tensor | None = None,
+    return_lse: Literal[False] = False,
+    impl: backend.Impl = "auto",
+) -> Tensor: ...
+
+
+@overload
+def gathered_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: TokenPattern | StripePattern,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    state: AttentionState | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    key_start: Tensor | None = None,
+    return_lse: Literal[True],
+    impl: backend.Impl = "auto",
+) -> AttentionOutput: ...
 
 
 def gathered_attention(

@@ -115,7 +115,7 @@ GOSSAMER_INLINE float maximum(Vec v) {
 
 // 2^x for x <= 0 to about two ulp; exactly 0 below -126, so masked scores vanish.
 GOSSAMER_INLINE Vec exp2_nonpositive(Vec x) {
-    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: low mantissa bits then hold round(x)
+    const Vec magic = broadcast(12583039.0f);  // 1.5 * 2^23 + 127: low bits hold round(x) + 127
     const Vec shifted = x + magic;
     const Vec r = x - (shifted - magic);
     Vec p = broadcast(1.3264727e-3f);  // minimax for 2^r on [-1/2, 1/2]
@@ -124,8 +124,8 @@ GOSSAMER_INLINE Vec exp2_nonpositive(Vec x) {
     p = p * r + 2.4022242e-1f;
     p = p * r + 6.9314698e-1f;
     p = p * r + 1.0f;
-    const Vec power = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) +
-                                            (reinterpret_cast<IntVec>(shifted) << 23));
+    // A product, not an addition to the exponent bits: NaN stays NaN whatever its payload.
+    const Vec power = p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
     return x < broadcast(-126.0f) ? Vec{} : power;
 }
 

@@ -81,9 +81,18 @@ GOSSAMER_INLINE void softmax_rows(const Tile &tile, float *scores, int64_t strid
         const float old = tile.max[r];
         float top = maximum(maximum(m0, m1));
         if (old > top) top = old;
-        if (top == NEG_INF) {  // nothing visible yet
-            for (j = 0; j < columns; j += W) store(out + j, Vec{});
-            continue;
+        if (top == NEG_INF) {  // nothing visible yet, or NaN, which maximum may drop
+            Vec nan{};
+            for (j = 0; j < columns; j += W) {
+                const Vec x = load(row + j);
+                nan = x == x ? nan : x;
+            }
+            const float any = sum(nan);
+            if (any == 0.0f) {
+                for (j = 0; j < columns; j += W) store(out + j, Vec{});
+                continue;
+            }
+            top = any;
         }
         const Vec vc = broadcast(c), shift = broadcast(top * c);
         Vec s0{}, s1{};
@@ -150,11 +159,11 @@ GOSSAMER_INLINE void finish_rows(const AttentionArgs &a, const Tile &tile, int64
             memcpy(a.state_out.acc + row * a.dim, acc, sizeof(float) * static_cast<size_t>(a.dim));
         }
         if (a.lse != nullptr)
-            a.lse[row] = total > 0.0f ? tile.max[r] * a.scale + logf(total) : NEG_INF;
+            a.lse[row] = total == 0.0f ? NEG_INF : tile.max[r] * a.scale + logf(total);
         if (a.out.data == nullptr) continue;
         T *out = static_cast<T *>(a.out.data) + b * a.out.batch + h * a.out.head +
                  (token + r) * a.out.token;
-        const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
         int64_t d = 0;
         for (; d + W <= a.dim; d += W) store(out + d, load(acc + d) * inverse);
         for (; d < a.dim; ++d) put(out + d, acc[d] * inverse);

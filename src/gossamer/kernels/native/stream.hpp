@@ -26,15 +26,15 @@ struct Sharing {
     }
 };
 
-// Positions [begin, end) of a list of keys: units named by ids, or the tokens themselves
+// Positions [begin, end) of a list of keys (units named by ids, or the tokens themselves)
 // with `gap` of them left out from position `gap_at` on.
 struct KeySpan {
     const int32_t *ids;
     int64_t begin, end, gap_at, gap;
 
     int64_t token(int64_t position, int64_t unit) const {
-        if (ids == nullptr) return position + (position >= gap_at ? gap : 0);
-        return ids[position / unit] * unit + position % unit;
+        const int64_t at = position + (position >= gap_at ? gap : 0);
+        return ids == nullptr ? at : ids[at / unit] * unit + at % unit;
     }
 };
 
@@ -55,7 +55,14 @@ GOSSAMER_INLINE KeySpan key_span(const AttentionArgs &a, const Sharing &sharing,
     int64_t count = a.counts[row], first = 0;
     while (count > 0 && ids[count - 1] * a.unit >= reach) --count;
     while (first < count && (ids[first] + 1) * a.unit <= start) ++first;
-    return {ids, first * a.unit, count * a.unit, 0, 0};
+    int64_t gap_at = first, gap_end = first;
+    if (a.local > 0) {
+        while (gap_at < count && ids[gap_at] * a.unit < a.sink) ++gap_at;
+        for (gap_end = gap_at; gap_end < count; ++gap_end)
+            if ((ids[gap_end] + 1) * a.unit - 1 > first_position - a.local) break;
+    }
+    const int64_t gap = (gap_end - gap_at) * a.unit;
+    return {ids, first * a.unit, count * a.unit - gap, gap_at * a.unit, gap};
 }
 
 template <class T>

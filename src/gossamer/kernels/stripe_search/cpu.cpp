@@ -47,6 +47,7 @@ void run(const StripeSearchArgs &s) {
                         bits |= static_cast<uint64_t>(hit) << j;
                     }
                     const int64_t list = h * s.list_heads / s.heads;
+#pragma omp atomic  // key heads may share a list
                     s.hits[((b * s.list_heads + list) * s.groups + g) * s.words + word] |= bits;
                 }
             }

@@ -1,0 +1,97 @@
+"""Write the measured tables of README.md from results/: `python docs/figures.py [--check]`."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+MARK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict:
+    """The one committed result of that name (one device directory so far)."""
+    (path,) = (ROOT / "results").glob(f"*/{name}.json")
+    return json.loads(path.read_text())
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def compare() -> str:
+    document = load("compare")
+    lines = [
+        f"{document['model']}, {document['context']:,} tokens, {document['dtype']}, "
+        f"{document['threads']} threads, {document['machine']}:",
+        "",
+        "| method | prefill | decode | density | perplexity | KL | passkeys |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        keys = row["passkey"] or {"found": "-", "asked": "-"}
+        lines.append(
+            f"| {row['method']} | {row['prefill_seconds']:.1f} s ({row['prefill_speedup']:.2f}x) "
+            f"| {row['decode_ms_per_token']:.0f} ms ({row['decode_speedup']:.2f}x) "
+            f"| {percent(row['density'])} | {row['perplexity']:.2f} | {row['kl']:.3f} "
+            f"| {keys['found']}/{keys['asked']} |"
+        )
+    peak = document["peak_rss_bytes"] / 2**30
+    lines += ["", f"Times in brackets against stock. Peak memory of the run: {peak:.1f} GiB."]
+    return "\n".join(lines)
+
+
+def headline() -> str:
+    rows = {row["method"]: row for row in load("compare")["rows"]}
+    stock, dense = rows.pop("stock"), rows.pop("dense")
+    kept = [
+        row
+        for row in rows.values()
+        if row["perplexity"] <= 1.03 * stock["perplexity"]
+        and row["passkey"]["found"] >= dense["passkey"]["found"]
+    ]
+    best = max(kept or rows.values(), key=lambda row: row["prefill_speedup"])
+    return (
+        f"Measured here: **{best['method']} prefills {best['prefill_speedup']:.1f}x and decodes "
+        f"{best['decode_speedup']:.1f}x as fast as stock transformers** on an 8k-token document, "
+        f"at a perplexity of {best['perplexity']:.2f} against {stock['perplexity']:.2f} dense."
+    )
+
+
+def kernels() -> str:
+    document = load("attention")
+    lines = [
+        f"{document['threads']} threads, {document['machine']}, medians of "
+        f"{document['repeats']} interleaved rounds:",
+        "",
+        "| kernel | density | time | against | ratio | bar |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in document["figures"]:
+        verdict = "" if row["holds"] else " (missed)"
+        lines.append(
+            f"| {row['name']} | {row['density']:.3f} | {row['milliseconds']:.1f} ms "
+            f"| {row['baseline_milliseconds']:.1f} ms | {row['ratio']:.2f} ± {row['spread']:.2f} "
+            f"| {row['bar']:.2f}{verdict} |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {"headline": headline, "compare": compare, "kernels": kernels}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
+    check = parser.parse_args().check
+    text = README.read_text()
+    fresh = MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}\n{m[3]}", text)
+    if check and fresh != text:
+        sys.exit("README.md is out of date: run python docs/figures.py")
+    README.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main()
