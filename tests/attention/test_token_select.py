@@ -272,16 +272,24 @@ def test_alike_queries_reuse_the_selection(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_each_sequence_hits_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(monkeypatch, METHOD)
-    query, other = torch.randn(2, 2, 4, 1, 8, generator=torch.Generator().manual_seed(3))
-    first = decoder.step(query, 100)
-    mixed = decoder.step(torch.cat([query[:1], other[1:]]), 104)
-    assert mixed[0] == first[0][:16] + list(range(88, 104))
-    assert mixed[1] == decoder.fresh(torch.cat([query[:1], other[1:]]), 104)[1]
-    assert (decoder.state.memory.hits, decoder.state.memory.asked) == (1, 2)
-    again = decoder.step(torch.cat([query[:1], other[1:]]), 105)
-    assert decoder.scans == 2
-    assert [row[4:16] for row in again] == [row[4:16] for row in mixed]
+    """A hit compares with the query that made the selection, not with the one before."""
+    decoder = Decoder(monkeypatch, replace(METHOD, cache_threshold=0.7))  # 45 degrees
+    axes = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(3))).Q.T
+
+    def towards(*degrees: float) -> Tensor:
+        angle = torch.tensor(degrees).deg2rad()[:, None]
+        return 10 * (angle.cos() * axes[0] + angle.sin() * axes[1]).reshape(2, 4, 1, 8)
+
+    first = decoder.step(towards(0, 0), 100)
+    hit_and_miss = decoder.step(towards(40, 90), 101)
+    own = decoder.fresh(towards(40, 90), 101)
+    assert hit_and_miss == [first[0][:16] + list(range(85, 101)), own[1]]
+    assert hit_and_miss[0] != own[0]
+    miss_and_hit = decoder.step(towards(80, 50), 102)
+    own = decoder.fresh(towards(80, 50), 102)
+    assert miss_and_hit == [own[0], hit_and_miss[1][:16] + list(range(86, 102))]
+    assert miss_and_hit[1] != own[1]
+    assert (decoder.state.memory.hits, decoder.state.memory.asked, decoder.scans) == (2, 4, 3)
 
 
 @pytest.mark.parametrize(("threshold", "hits"), [(2.0, 0), (1.1, 0), (-1.0, 10)])

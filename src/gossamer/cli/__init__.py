@@ -5,9 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli.compare import compare
-from gossamer.cli.papers import papers, show
-from gossamer.cli.reproduce import reproduce
+from gossamer.cli import compare, papers, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -16,10 +14,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(compare)
-app.command()(papers)
-app.command()(show)
-app.command()(reproduce)
+app.command()(compare.compare)
+app.command()(papers.papers)
+app.command()(papers.show)
+app.command()(reproduce.reproduce)
 
 
 def main() -> None:
