@@ -146,7 +146,7 @@ def kept_by(layer: Captured, method: AnchorAttention) -> RowMask:
 
 def equal_recall_p(layer: Captured, method: AnchorAttention) -> float:
     """Return the p with which block top-p keeps as much attention mass as AnchorAttention."""
-    shares = (0.7, 0.9, 0.95, 0.98, 0.99, 0.999)
+    shares = (0.3, 0.7, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
     masks = {str(p): block_mask(layer, p, block=method.block) for p in shares}
     masks["anchor"] = kept_by(layer, method)
     kept = mass_recall(layer, masks, start=layer.key.shape[2] // 4)
