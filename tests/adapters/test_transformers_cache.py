@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from gossamer.adapters.transformers import KVLayer
 from gossamer.attention import (
+    AttentionMethod,
     DenseAttention,
     HiPAttention,
     StreamingAttention,
@@ -142,6 +143,16 @@ def test_sliding_layers_stay_and_cannot_fork() -> None:
             cache.fork()
         with pytest.raises(ValueError, match="sliding-window layers"):
             cache.rollback(3)
+
+
+@pytest.mark.parametrize("method", [DENSE, SELECT], ids=lambda method: type(method).__name__)
+def test_the_cache_holds_no_graph(method: AttentionMethod, llama: Any) -> None:
+    with use(llama, method) as attachment:
+        cache: Any = attachment.new_cache()
+        for ids in (prompt(), prompt(1, 1)):
+            assert llama(ids, past_key_values=cache).logits.requires_grad
+        assert not any(layer.keys.requires_grad for layer in cache.layers)
+        assert not any(layer.values.requires_grad for layer in cache.layers)
 
 
 def test_decode_copies_nothing_but_new_tokens(llama: Any) -> None:

@@ -57,8 +57,9 @@ class KVLayer(CacheLayerMixin):
                 "inside the context, or start with past_key_values=None"
             )
         self.state.rotary = attachment.rotary_of(self.state.layer)
-        stored = attachment.method.update_cache(key_states, value_states, self.state)
-        self.keys, self.values = self.store.append(*stored)
+        with torch.no_grad():  # else the buffer would hold the graph of every step
+            stored = attachment.method.update_cache(key_states, value_states, self.state)
+            self.keys, self.values = self.store.append(*stored)
         attachment.updated[self.state.layer] = self
         return self.keys, self.values
 
