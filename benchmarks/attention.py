@@ -3,8 +3,8 @@
     python benchmarks/attention.py [--out FILE] [--repeats N] [--device cpu|cuda]
 
 Prefill: causal, random block patterns with the diagonal, against scaled_dot_product_attention in
-the same dtype. Decode: one query a head against a long cache, as bytes a second next to what a
-plain copy moves here, and gathered tokens against the dense call. Every kernel is checked against
+the same dtype. Decode: one query a head against the long caches of a few layers, as bytes a second
+next to what a plain copy moves here, and gathered tokens against the dense call. Every kernel is checked against
 the reference before it is timed. Inputs are random; which blocks are kept is random too, so that
 nothing depends on a method.
 """
@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from gossamer.attention.caches import KeyValueStore
 from gossamer.bench import Samples, describe, interleaved, ratio, save_json
 from gossamer.kernels import block_sparse_attention, gathered_attention, instruction_sets
 from gossamer.patterns import BlockPattern, TokenPattern
@@ -28,7 +29,7 @@ HEADS, TOKENS, DIM, BLOCK = 9, 8192, 64, 64
 DENSITIES = (1.0, 0.25, 0.1, 0.05)
 BARS = {"float32": {1.0: 1.1, 0.25: 3.8, 0.1: 8.0, 0.05: 13.0}}
 BF16_EFFICIENCY = 0.7  # of SDPA's rate, at every density
-CACHE, GATHERED = 32768, 2048
+CACHE, GATHERED, LAYERS = 32768, 2048, 4
 BANDWIDTH_BAR, GATHER_BAR = 0.8, 8.0
 
 
@@ -112,35 +113,51 @@ def prefill(dtype: torch.dtype, device: str, repeats: int) -> list[Figure]:
 
 
 def decode(device: str, repeats: int) -> list[Figure]:
+    """One token through several layers, as a model reads them: no cache line is met twice."""
     generator = torch.Generator().manual_seed(0)
+
+    def cache(tokens: int) -> tuple[Tensor, Tensor]:
+        shape = (1, HEADS, tokens, DIM)
+        key, value = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+        return KeyValueStore().append(key, value)
+
+    def pattern() -> TokenPattern:
+        kept = (torch.randperm(CACHE, generator=generator)[:GATHERED] for _ in range(HEADS))
+        tokens = torch.stack([tokens.sort().values for tokens in kept]).int()
+        return TokenPattern(tokens[None, :, None].to(device), group=1, k_len=CACHE)
+
     query = torch.randn(1, HEADS, 1, DIM, generator=generator).to(device)
-    key, value = (
-        torch.randn(1, HEADS, CACHE, DIM, generator=generator).to(device) for _ in range(2)
-    )
-    kept = [
-        torch.randperm(CACHE, generator=generator)[:GATHERED].sort().values for _ in range(HEADS)
-    ]
-    tokens = torch.stack(kept).int()[None, :, None].to(device)
-    pattern = TokenPattern(tokens, group=1, k_len=CACHE)
-    check(block_sparse_attention(query, key, value), sdpa(query, key, value), 1e-5)
-    source = torch.randn(CACHE * HEADS * DIM * 4, generator=generator).to(device)
-    target = torch.empty_like(source)
+    layers = [(*cache(CACHE), pattern()) for _ in range(LAYERS)]
+    for key, value, tokens in layers:
+        check(block_sparse_attention(query, key, value), sdpa(query, key, value), 1e-5)
+        listed = tokens.to_mask()[:, :, -1:]
+        oracle = sdpa(query, key, value, attn_mask=listed)
+        check(gathered_attention(query, key, value, tokens), oracle, 1e-5)
+    source, target = ([cache(CACHE // 2) for _ in layers] for _ in range(2))
     samples = interleaved(
         {
-            "copy": lambda: target.copy_(source),
-            "dense": lambda: block_sparse_attention(query, key, value),
-            "gathered": lambda: gathered_attention(query, key, value, pattern),
-            "sdpa": lambda: sdpa(query, key, value),
+            "copy": lambda: [
+                into.copy_(part)
+                for pair in zip(target, source, strict=True)
+                for into, part in zip(*pair, strict=True)
+            ],
+            "dense": lambda: [block_sparse_attention(query, *layer[:2]) for layer in layers],
+            "gathered": lambda: [gathered_attention(query, *layer) for layer in layers],
+            "sdpa": lambda: [sdpa(query, *layer[:2]) for layer in layers],
         },
         repeats=4 * repeats,
         warmup=2,
         device=device,
     )
-    # Seconds a byte: the copy reads and writes, decode reads keys and values.
-    moved = 2 * source.numel() * 4 / (2 * key.numel() * 4)
-    copied = Samples(tuple(value / moved for value in samples["copy"].values))
+    # A copy of half the cache reads and writes as many bytes as attention reads.
     return [
-        figure("decode dense, bandwidth of a copy", 1.0, copied, samples["dense"], BANDWIDTH_BAR),
+        figure(
+            "decode dense, bandwidth of a copy",
+            1.0,
+            samples["copy"],
+            samples["dense"],
+            BANDWIDTH_BAR,
+        ),
         figure("decode dense, against SDPA", 1.0, samples["sdpa"], samples["dense"], 1.0),
         figure(
             "decode 2k gathered, against dense",
@@ -157,13 +174,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", choices=("prefill", "decode"))
     parser.add_argument("--json", action="store_true", help="print the JSON document instead")
     options = parser.parse_args()
-    figures = [
-        *prefill(torch.float32, options.device, options.repeats),
-        *prefill(torch.bfloat16, options.device, options.repeats),
-        *decode(options.device, options.repeats),
-    ]
+    figures = []
+    if options.only in (None, "prefill"):
+        figures += prefill(torch.float32, options.device, options.repeats)
+        figures += prefill(torch.bfloat16, options.device, options.repeats)
+    if options.only in (None, "decode"):
+        figures += decode(options.device, options.repeats)
     machine = describe(options.device)
     document = {
         "schema": 1,
@@ -171,7 +190,14 @@ def main() -> None:
         "versions": dict(machine.versions),
         "threads": torch.get_num_threads(),
         "instruction_sets": list(instruction_sets()),
-        "shape": {"heads": HEADS, "tokens": TOKENS, "dim": DIM, "block": BLOCK, "cache": CACHE},
+        "shape": {
+            "heads": HEADS,
+            "tokens": TOKENS,
+            "dim": DIM,
+            "block": BLOCK,
+            "cache": CACHE,
+            "layers": LAYERS,
+        },
         "repeats": options.repeats,
         "figures": [asdict(figure) for figure in figures],
     }

@@ -90,7 +90,7 @@ def test_masks_round_trip_and_rows_list_the_kept_keys(mask, kind):
     if mask.numel():
         assert pattern.density() == pytest.approx(mask.double().mean().item())
 
-    starts, counts, flat = pattern.rows()
+    starts, counts, flat = pattern.rows
     assert (starts.dtype, counts.dtype, flat.dtype) == (torch.int64, torch.int64, torch.int32)
     expected = [
         [key for key, kept in enumerate(row) if kept]

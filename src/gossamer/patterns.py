@@ -10,9 +10,7 @@ heads than the query has, as long as they divide them: query head ``h`` of ``H``
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Self
 
@@ -22,23 +20,22 @@ from torch import Tensor
 from gossamer.measure import causal_pairs
 
 Shape = tuple[int, int, int, int]
+Lists = tuple[Tensor, Tensor, Tensor]
 Device = torch.device | str | None
 
 
-class _KeyLists(ABC):
+class _KeyLists:
     """Ascending lists of keys or key blocks, one for each (batch, head, query tile)."""
 
     shape: Shape  # of the mask
-
-    @abstractmethod
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return starts and counts (int64 [rows]) and flat (int32): list r is
-        ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order."""
+    rows: Lists
+    """starts and counts (int64 [rows]) and flat (int32): list r is
+    ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order."""
 
     @property
     def counts(self) -> Tensor:
         """Length of every list, int64 [B, H, query tiles]."""
-        return self.rows()[1].reshape(self.shape[:3])
+        return self.rows[1].reshape(self.shape[:3])
 
     def to_mask(self) -> Tensor:
         """Return the bool mask of `shape`."""
@@ -53,11 +50,9 @@ class _KeyLists(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the pattern with its tensors on `device`."""
-        moved = copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                object.__setattr__(moved, name, value.to(device))
-        return moved
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        moved = {name: part.to(device) for name, part in tensors.items()}
+        return replace(self, **moved)  # pyright: ignore  (all are dataclasses)
 
     def validate(self) -> Self:
         """Check every index (a pass over all of them) and return the pattern itself.
@@ -77,7 +72,7 @@ class _KeyLists(ABC):
 
     def _entries(self) -> tuple[Tensor, Tensor]:
         """List number and key of every entry, int64 [nnz] each."""
-        starts, counts, flat = self.rows()
+        starts, counts, flat = self.rows
         ends = counts.cumsum(0)
         nnz = int(ends[-1]) if len(ends) else 0
         row = torch.bincount(ends, minlength=nnz + 1).cumsum(0)[:nnz]  # lists that end before
@@ -110,9 +105,6 @@ class _CompressedRows(_KeyLists):
     offsets: Tensor
     indices: Tensor
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.offsets[:-1], self.offsets.diff(), self.indices
-
     def validate(self) -> Self:
         first, last, nnz = int(self.offsets[0]), int(self.offsets[-1]), self.indices.numel()
         if (first, last) != (0, nnz) or bool((self.offsets.diff() < 0).any()):
@@ -132,6 +124,7 @@ class _CompressedRows(_KeyLists):
                 f"expected 1 + {prod(self.shape[:3])} offsets for {self}, got "
                 f"{self.offsets.numel()}"
             )
+        object.__setattr__(self, "rows", (self.offsets[:-1], self.offsets.diff(), self.indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +153,7 @@ class BlockPattern(_CompressedRows):
     indices: Tensor = field(repr=False)
     shape: Shape
     block: int
+    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_block(self.block)
@@ -230,13 +224,17 @@ class TokenPattern(_KeyLists):
     group: int
     k_len: int
     shape: Shape = field(init=False)
+    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_tensor("indices", self.indices, torch.int32, 4)
         _check_least("group", self.group, 1)
         _check_least("k_len", self.k_len, 0)
-        batch, heads, groups, _ = self.indices.shape
+        batch, heads, groups, width = self.indices.shape
         object.__setattr__(self, "shape", (batch, heads, groups, self.k_len))
+        counts = (self.indices >= 0).sum(-1).reshape(-1)
+        starts = torch.arange(len(counts), device=counts.device) * width
+        object.__setattr__(self, "rows", (starts, counts, self.indices.reshape(-1)))
 
     @classmethod
     def from_mask(cls, mask: Tensor, *, group: int) -> TokenPattern:
@@ -247,11 +245,6 @@ class TokenPattern(_KeyLists):
         indices = counts.new_full((len(counts), len(width)), -1, dtype=torch.int32)
         indices[width < counts] = keys
         return cls(indices.reshape(*shape[:3], len(width)), group, shape[3])
-
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        counts = (self.indices >= 0).sum(-1).reshape(-1)
-        starts = torch.arange(len(counts), device=counts.device) * self.indices.shape[3]
-        return starts, counts, self.indices.reshape(-1)
 
     def validate(self) -> Self:
         place = torch.arange(self.indices.shape[3], device=self.indices.device)
@@ -291,6 +284,7 @@ class StripePattern(_CompressedRows):
     indices: Tensor = field(repr=False)
     shape: Shape
     group: int
+    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_least("group", self.group, 1)

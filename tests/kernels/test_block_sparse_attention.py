@@ -336,7 +336,7 @@ def test_addresses_are_64_bit(isa):
 @pytest.mark.parametrize("mode", ["attention", "state", "dense"])
 def test_operator_is_registered_for_tracing(impl_name, mode):
     shape = AttentionShape(1, 4, 2, 40, 50, 8)
-    lists = (None, None, None) if mode == "dense" else pattern_for(shape, 16).rows()
+    lists = (None, None, None) if mode == "dense" else pattern_for(shape, 16).rows
     options = (4, 16, True, 0.3, 2, 9, None, mode == "state", impl_name)
     torch.library.opcheck(
         torch.ops.gossamer.block_sparse_attention.default,

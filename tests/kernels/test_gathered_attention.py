@@ -355,7 +355,7 @@ def test_operator_is_registered_for_tracing(impl_name, everything):
     if everything:
         state = block_sparse_state(query, key, value, window=Window(0, 1))
         extra = (torch.tensor([3]), *rotary_tables(50, 8), state.max, state.sum, state.acc)
-    lists = lists_for(shape, 16).rows()
+    lists = lists_for(shape, 16).rows
     torch.library.opcheck(
         torch.ops.gossamer.gathered_attention.default,
         (query, key, value, *lists, 4, 16, True, 0.3, *extra, impl_name),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
+
+from gossamer.kernels.memory import HUGE_PAGE, empty_aligned, use_huge_pages
 
 
 class _Buffer:
@@ -14,6 +15,15 @@ class _Buffer:
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.key, self.value = key, value
         self.users: WeakSet[KeyValueStore] = WeakSet()
+        self._advised = False
+
+    def expect(self, tokens: int) -> None:
+        """Move to huge pages once `tokens` fill half of one a head: no more than twice the need."""
+        filled = tokens * self.key.shape[3] * self.key.element_size()
+        if not self._advised and filled >= HUGE_PAGE // 2:
+            self._advised = True
+            for part in (self.key, self.value):
+                use_huge_pages(part)
 
 
 class KeyValueStore:
@@ -65,6 +75,7 @@ class KeyValueStore:
         if self._buffer is None:
             self._move(key, value, max(self.reserve, self_end))
         buffer = self._buffer_for(key, value, self_end)
+        buffer.expect(self_end)
         buffer.key[:, :, start:self_end] = key
         buffer.value[:, :, start:self_end] = value
         self.length = self_end
@@ -131,12 +142,13 @@ class KeyValueStore:
         """Copy the first `length` tokens of key and value into a buffer of this store's own."""
         if self._buffer is not None:
             self._buffer.users.discard(self)
-        room = []
-        for part in (key, value):
-            batch, heads, _, dim = part.shape
-            fresh = torch.empty(batch, heads, capacity, dim, dtype=part.dtype, device=part.device)
-            fresh[:, :, : self.length] = part[:, :, : self.length]
-            room.append(fresh)
+        room = [
+            empty_aligned((*part.shape[:2], capacity, part.shape[3]), part.dtype, part.device)
+            for part in (key, value)
+        ]
         self._buffer = _Buffer(*room)
+        self._buffer.expect(self.length)
+        for fresh, part in zip(room, (key, value), strict=True):
+            fresh[:, :, : self.length] = part[:, :, : self.length]
         self._buffer.users.add(self)
         return self._buffer

@@ -70,17 +70,22 @@ class AttentionState:
         return (output, self.lse(), *rest)
 
 
-def empty_results(query: Tensor, keep_state: bool) -> tuple[Tensor, ...]:
-    """Allocate (output, lse, max, sum, acc) for a kernel to fill, the half not kept empty.
+def empty_output(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Allocate (output, lse) for a kernel to fill.
 
     The output is laid out [B, q_len, H, D] in memory, as models want it next.
     """
     batch, heads, q_len, dim = query.shape
+    output = torch.empty(batch, q_len, heads, dim, dtype=query.dtype, device=query.device)
+    lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=query.device)
+    return output.transpose(1, 2), lse
+
+
+def empty_results(query: Tensor, keep_state: bool) -> tuple[Tensor, ...]:
+    """Allocate (output, lse, max, sum, acc) for a kernel to fill, the half not kept empty."""
     options = {"dtype": torch.float32, "device": query.device}
     nothing = [torch.empty(0, **options) for _ in range(3)]
-    if keep_state:
-        rows = [torch.empty(batch, heads, q_len, **options) for _ in range(2)]
-        return (*nothing[:2], *rows, torch.empty(batch, heads, q_len, dim, **options))
-    output = torch.empty(batch, q_len, heads, dim, dtype=query.dtype, device=query.device)
-    lse = torch.empty(batch, heads, q_len, **options)
-    return (output.transpose(1, 2), lse, *nothing)
+    if not keep_state:
+        return (*empty_output(query), *nothing)
+    rows = [torch.empty(query.shape[:3], **options) for _ in range(2)]
+    return (*nothing[:2], *rows, torch.empty(query.shape, **options))

@@ -109,7 +109,7 @@ def attend(
     query : Tensor [B, H, q_len, D]
     key, value : Tensor [B, H_kv, k_len, D]
     lists : (starts, counts, indices), optional
-        A pattern's `rows()`; None lists every key.
+        A pattern's `rows`; None lists every key.
     results : tuple of Tensor
         Contiguous, but for the output.
     list_heads : int

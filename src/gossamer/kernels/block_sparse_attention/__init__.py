@@ -161,7 +161,7 @@ def _call(
         unit_stride(query),
         unit_stride(key),
         unit_stride(value),
-        *((None,) * 3 if pattern is None else (part.contiguous() for part in pattern.rows())),
+        *((None,) * 3 if pattern is None else (part.contiguous() for part in pattern.rows)),
         1 if pattern is None else pattern.shape[1],
         DENSE_BLOCK if pattern is None else pattern.block,
         causal,

@@ -6,7 +6,7 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t WAVE_BYTES = 24 << 20;  // packed keys and values alive at a time
+constexpr int64_t WAVE_BYTES = 4 << 20;  // packed keys and values alive at a time
 
 // No row of the tile can see any key of [first, first + unit).
 bool hidden(const AttentionArgs &a, const Tile &tile, int64_t first, int64_t start) {
@@ -115,7 +115,7 @@ void run(const AttentionArgs &a) {
                         counts[n] = min64(a.unit, a.k_len - block * a.unit);
                         if (i + 1 < count) {
                             const int64_t next = ids == nullptr ? block + 1 : ids[i + 1];
-                            prefetch(unit_panels + next * (key_cells + value_cells), key_cells);
+                            prefetch(unit_panels + next * (key_cells + value_cells), key_cells + value_cells);
                         }
                         engine.scores(query, tile.rows, panel, padded, scores + columns, stride);
                         mask_range(a, scores + columns, stride, tile, block * a.unit, counts[n],

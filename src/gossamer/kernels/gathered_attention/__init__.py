@@ -8,7 +8,7 @@ from torch import Tensor
 from gossamer.kernels import backend
 from gossamer.kernels.gathered_attention import reference
 from gossamer.kernels.library import register
-from gossamer.kernels.state import AttentionOutput, AttentionState, empty_results
+from gossamer.kernels.state import AttentionOutput, AttentionState, empty_output
 from gossamer.kernels.validation import (
     check_attention,
     check_key_start,
@@ -118,7 +118,7 @@ def gathered_attention(
     check_pattern(pattern, (TokenPattern, StripePattern), query, key)
     if state is not None:
         _check_state(state, query)
-    starts, counts, indices = (part.contiguous() for part in pattern.rows())
+    starts, counts, indices = (part.contiguous() for part in pattern.rows)
     if rotary is not None:
         _check_rotary(rotary, counts, query)
     output, lse = torch.ops.gossamer.gathered_attention(
@@ -208,7 +208,7 @@ def _run(
         )
         output, lse, *_ = state.results(query.dtype, False)
         return output, lse
-    output, lse, *_ = empty_results(query, False)
+    output, lse = empty_output(query)
     if query.numel() == 0:
         return output, lse
     if impl == "triton":
@@ -269,5 +269,5 @@ register(
     "Tensor? cosine, Tensor? sine, Tensor? max, Tensor? sum, Tensor? acc, str impl) -> "
     "(Tensor, Tensor)",
     _run,
-    lambda query, *rest: empty_results(query, False)[:2],
+    lambda query, *rest: empty_output(query),
 )

@@ -9,7 +9,7 @@ namespace gossamer::GOSSAMER_ISA {
 constexpr int64_t STREAM_ROWS = 16;     // query rows a (batch, key head) that still count as few
 constexpr int64_t STREAM_SPLIT = 1024;  // keys a task
 constexpr int64_t STREAM_STEP = 128;    // keys between two softmax updates
-constexpr int64_t PREFETCH = 8;         // rows ahead
+constexpr int64_t PREFETCH = 16;        // rows ahead
 
 // Query heads that share one key head and one list of keys, for one group of queries.
 struct Sharing {
@@ -111,8 +111,10 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
         count = min64(count, STREAM_STEP);
         if (count == 0) continue;
         const Rows<T> rows = head.list(tokens, 0);
+        const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
         for (int64_t j = 0; j < count; ++j) {
             if (j + PREFETCH < ahead) prefetch_row(rows.key_row(j + PREFETCH), a.dim);
+            if (!run) prefetch_row(rows.value_row(j), a.dim);
             if (a.cosine == nullptr) {
                 dot_rows(query, tile.rows, a.dim, rows.key_row(j), scores + j, STREAM_STEP);
             } else {
@@ -120,12 +122,7 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
                 dot_rows(query, tile.rows, a.dim, rotated, scores + j, STREAM_STEP);
             }
         }
-        const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
-        if (!run) {
-            for (int64_t j = 0; j < count; ++j)
-                if (j + PREFETCH < ahead) prefetch_row(rows.value_row(j + PREFETCH), a.dim);
-            engine.pack_values(rows, count, count, values);
-        }
+        if (!run) engine.pack_values(rows, count, count, values);
         const int64_t columns = round_up(count, W);
         for (int64_t r = 0; r < tile.rows; ++r) {
             const int64_t position = tile.position + r % queries;
