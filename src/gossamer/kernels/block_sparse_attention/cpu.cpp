@@ -34,7 +34,9 @@ void run(const AttentionArgs &a) {
     const int64_t tiles_a_group = ceil_div(group, TILE_ROWS);
     const int64_t tiles = ceil_div(a.q_len, group) * tiles_a_group;
     const int64_t units = a.batch * a.kv_heads, shared_heads = a.heads / a.kv_heads;
-    const int64_t capacity = max64(CHUNK, padded), stride = capacity + 16;
+    const int64_t capacity = max64(CHUNK, padded);
+    const int64_t stride = row_stride(capacity, sizeof(float));
+    const int64_t p_stride = row_stride(capacity, sizeof(Probability));
     const int64_t key_cells = padded * round_up(a.dim, 32);
     const int64_t value_cells = Engine(a, true).value_cells(padded) == 0 ? 0 : key_cells;
     const int64_t unit_bytes =
@@ -46,14 +48,14 @@ void run(const AttentionArgs &a) {
     {
         const Engine engine(a, true);
         constexpr int64_t rows = TILE_ROWS;
-        Scratch scratch(static_cast<size_t>(rows * stride * 6 + rows * engine.acc_stride() * 4 +
-                                            rows * 8 + engine.query_cells(rows) * 4 +
-                                            128 * round_up(a.dim, 32) + 1024));
+        Scratch scratch(static_cast<size_t>(
+            rows * (stride * 4 + p_stride * 2) + rows * engine.acc_stride() * 4 + rows * 8 +
+            engine.query_cells(rows) * 4 + 128 * round_up(a.dim, 32) + 1024));
         float *scores = scratch.take<float>(rows * stride);
         Probability *p = reinterpret_cast<Probability *>(scores);
         if (sizeof(Probability) != sizeof(float)) {
-            p = scratch.take<Probability>(rows * stride);
-            memset(p, 0, static_cast<size_t>(rows * stride) * sizeof(Probability));
+            p = scratch.take<Probability>(rows * p_stride);
+            memset(p, 0, static_cast<size_t>(rows * p_stride) * sizeof(Probability));
         }
         float *acc = scratch.take<float>(rows * engine.acc_stride());
         memset(acc, 0, static_cast<size_t>(rows * engine.acc_stride()) * 4);
@@ -115,7 +117,8 @@ void run(const AttentionArgs &a) {
                         counts[n] = min64(a.unit, a.k_len - block * a.unit);
                         if (i + 1 < count) {
                             const int64_t next = ids == nullptr ? block + 1 : ids[i + 1];
-                            prefetch(unit_panels + next * (key_cells + value_cells), key_cells + value_cells);
+                            prefetch(unit_panels + next * (key_cells + value_cells),
+                                     key_cells + value_cells);
                         }
                         engine.scores(query, tile.rows, panel, padded, scores + columns, stride);
                         mask_range(a, scores + columns, stride, tile, block * a.unit, counts[n],
@@ -124,8 +127,8 @@ void run(const AttentionArgs &a) {
                         ++n;
                     }
                     if (n == 0) continue;
-                    softmax_rows(tile, scores, stride, columns, a.scale, p, stride);
-                    engine.accumulate(tile, p, stride, values, counts, n, padded);
+                    softmax_rows(tile, scores, stride, columns, a.scale, p, p_stride);
+                    engine.accumulate(tile, p, p_stride, values, counts, n, padded);
                 }
                 finish_rows<Input>(a, tile, b, h, first_row);
             }

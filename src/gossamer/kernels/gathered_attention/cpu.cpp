@@ -19,20 +19,23 @@ void run(const AttentionArgs &a) {
     const int64_t tasks = a.batch * sharing.sets * groups * pieces;
     const int64_t held = min64(GROUP_ROWS, round_up(min64(a.group, a.q_len), TILE_ROWS));
     const int64_t rows = sharing.heads * held;  // rows in flight, each head padded to whole tiles
-    constexpr int64_t stride = CHUNK + 16;
+    constexpr int64_t stride = row_stride(CHUNK, sizeof(float));
+    constexpr int64_t p_stride = row_stride(CHUNK, sizeof(Probability));
 #pragma omp parallel num_threads(a.threads)
     {
         const Engine engine(a);
         const int64_t width = engine.acc_stride();
-        Scratch scratch(static_cast<size_t>(
-            rows * (width * 4 + 16) + TILE_ROWS * stride * 6 + engine.query_cells(rows) * 4 +
-            (engine.key_cells(CHUNK) + engine.value_cells(CHUNK)) * 4 + 128 * round_up(a.dim, 32) +
-            2048));
+        Scratch scratch(
+            static_cast<size_t>(rows * (width * 4 + 16) + TILE_ROWS * (stride * 4 + p_stride * 2) +
+                                engine.query_cells(rows) * 4 +
+                                (engine.key_cells(CHUNK) + engine.value_cells(CHUNK)) * 4 +
+                                128 * round_up(a.dim, 32) + 2048));
         float *acc = scratch.take<float>(rows * width);
         float *max = scratch.take<float>(rows), *sum = scratch.take<float>(rows);
         float *scores = scratch.take<float>(TILE_ROWS * stride);
         Probability *p = reinterpret_cast<Probability *>(scores);
-        if (sizeof(Probability) != sizeof(float)) p = scratch.take<Probability>(TILE_ROWS * stride);
+        if (sizeof(Probability) != sizeof(float))
+            p = scratch.take<Probability>(TILE_ROWS * p_stride);
         Cell *query = scratch.take<Cell>(engine.query_cells(rows));
         Cell *keys = scratch.take<Cell>(engine.key_cells(CHUNK));
         Cell *values = scratch.take<Cell>(engine.value_cells(CHUNK));
@@ -40,7 +43,7 @@ void run(const AttentionArgs &a) {
         float *spare = scratch.take<float>(32 * round_up(a.dim, 32));
         memset(acc, 0, static_cast<size_t>(rows * width) * 4);
         if (sizeof(Probability) != sizeof(float))
-            memset(p, 0, static_cast<size_t>(TILE_ROWS * stride) * sizeof(Probability));
+            memset(p, 0, static_cast<size_t>(TILE_ROWS * p_stride) * sizeof(Probability));
 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = tasks - 1; task >= 0; --task) {
@@ -90,8 +93,8 @@ void run(const AttentionArgs &a) {
                         engine.scores(query_at(head, row), tile.rows, keys, columns, scores,
                                       stride);
                         mask_list(a, scores, stride, tile, span.ids + at, count, columns, start);
-                        softmax_rows(tile, scores, stride, columns, a.scale, p, stride);
-                        engine.accumulate(tile, p, stride, &held_values, &count, 1, columns);
+                        softmax_rows(tile, scores, stride, columns, a.scale, p, p_stride);
+                        engine.accumulate(tile, p, p_stride, &held_values, &count, 1, columns);
                     }
             }
             for (int64_t head = 0; head < sharing.heads; ++head)

@@ -20,6 +20,12 @@ struct Tile {
     float *max, *sum, *acc;
 };
 
+// Elements between rows of a tile of `columns`: whole cache lines, so that no vector or tile row
+// straddles two, and an odd number of them, so that rows do not fall into the same cache sets.
+constexpr int64_t row_stride(int64_t columns, int64_t bytes) {
+    return ((columns * bytes + 63) / 64 | 1) * 64 / bytes;
+}
+
 GOSSAMER_INLINE void fill(float *p, int64_t begin, int64_t end, float value) {
     for (int64_t i = begin; i < end; ++i) p[i] = value;
 }

@@ -9,7 +9,7 @@ namespace gossamer::GOSSAMER_ISA {
 constexpr int64_t STREAM_ROWS = 16;     // query rows a (batch, key head) that still count as few
 constexpr int64_t STREAM_SPLIT = 1024;  // keys a task
 constexpr int64_t STREAM_STEP = 128;    // keys between two softmax updates
-constexpr int64_t PREFETCH = 16;        // rows ahead
+constexpr int64_t PREFETCH = 48;        // rows ahead
 
 // Query heads that share one key head and one list of keys, for one group of queries.
 struct Sharing {
@@ -87,7 +87,7 @@ template <class T>
 GOSSAMER_INLINE void prefetch_row(const T *row, int64_t dim) {
     const char *p = reinterpret_cast<const char *>(row);
     for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(T)); at += 64)
-        __builtin_prefetch(p + at);
+        __builtin_prefetch(p + at, 0, 2);
 }
 
 // One task: fold positions [begin, end) of the span into `tile`, whose rows are
@@ -112,6 +112,9 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
         if (count == 0) continue;
         const Rows<T> rows = head.list(tokens, 0);
         const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
+        if (at == begin)
+            for (int64_t j = 0; j < min64(PREFETCH, ahead); ++j)
+                prefetch_row(rows.key_row(j), a.dim);
         for (int64_t j = 0; j < count; ++j) {
             if (j + PREFETCH < ahead) prefetch_row(rows.key_row(j + PREFETCH), a.dim);
             if (!run) prefetch_row(rows.value_row(j), a.dim);
