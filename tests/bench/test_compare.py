@@ -72,6 +72,12 @@ def test_every_method_has_a_finished_row(finished):
         assert found["passkey"]["asked"] > 0
 
 
+def test_the_floor_is_stock_without_a_past(finished):
+    stock = row(finished, "stock")
+    assert 0 < stock["decode_floor_ms"]
+    assert all(found["decode_floor_ms"] is None for found in finished["rows"] if found != stock)
+
+
 def test_dense_row_is_dense(finished):
     stock, dense = row(finished, "stock"), row(finished, "dense")
     assert dense["density"] == 1.0 and dense["selection_share"] == 0.0

@@ -11,6 +11,7 @@ from gossamer.report.tables import (
     change,
     compare_rows,
     compare_table,
+    decode_limit,
     divergence,
     evidence_table,
     figure,
@@ -70,6 +71,16 @@ def text(table, width=80):
 def test_units(word, value, expected):
     assert word(value) == expected
     assert word(None) == MISSING
+
+
+def test_the_decode_limit_is_said_where_it_is_known():
+    stock = {"method": "stock", "decode_ms_per_token": 100.0, "decode_floor_ms": 40.0}
+    document = {"rows": [stock], "peak_rss_bytes": 3 * 2**30}
+    limit = decode_limit(document)
+    assert limit is not None and "40.0 ms" in limit and "2.50x at most" in limit
+    words = " ".join(text(compare_table(document)).split())
+    assert limit in words and "3.00 GiB" in words
+    assert decode_limit({"rows": [{"method": "stock", "decode_ms_per_token": 100.0}]}) is None
 
 
 def test_superscript():

@@ -30,6 +30,7 @@ from gossamer.models import LoadedModel
 ROUNDS = 2
 PASSKEYS = 8
 WARM_UP = 64  # tokens
+FLOOR_STEPS = 8
 Row = dict[str, Any]
 
 
@@ -204,13 +205,15 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
             logits.append(last.float())
             steps.append(seconds)
         read = reader.meter.bytes_read / len(steps)
-    stock = method is None
+        stock = method is None
+        floor = _floor(reader, task.tokens) if stock else None
     return {
         "method": spec,
         "kv_bytes": kv_bytes,
         "kv_bytes_read_per_token": kv_bytes if stock else round(read),
         "density": 1.0 if stock else prefilled[0],
         "selection_share": 0.0 if stock else prefilled[1],
+        "decode_floor_ms": floor,
         "passkey": None,
         "rounds": 1,
         "samples": {
@@ -219,6 +222,13 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
         },
         "notes": [],
     }, torch.cat(logits)
+
+
+def _floor(reader: _Reader, tokens: Tensor) -> float:
+    """Milliseconds a token with next to nothing in the cache: what attention cannot save."""
+    cache = reader.new_cache()
+    steps = [reader.read(tokens[:, i : i + 1], cache)[1] for i in range(FLOOR_STEPS)]
+    return 1e3 * median(steps)
 
 
 def _passkey_round(

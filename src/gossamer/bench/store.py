@@ -18,6 +18,7 @@ ROW_NUMBERS = (
     "prefill_speedup",
     "decode_ms_per_token",
     "decode_speedup",
+    "decode_floor_ms",
     "kv_bytes",
     "kv_bytes_read_per_token",
     "density",

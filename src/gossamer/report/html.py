@@ -19,6 +19,7 @@ from gossamer.report.tables import (
     change,
     claim_verdict,
     compare_rows,
+    decode_limit,
     evidence_setting,
     figure,
     perplexity_change,
@@ -84,6 +85,7 @@ def compare_page(document: Mapping[str, Any]) -> str:
         "headings": HEADINGS,
         "rows": rows,
         "footnotes": footnotes,
+        "limit": decode_limit(document),
         "plots": compare_plots(document),
     }
     return _render("compare.html.j2", values)

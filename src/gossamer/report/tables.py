@@ -92,6 +92,9 @@ def compare_table(document: Mapping[str, Any]) -> Table:
     """
     rows, footnotes = compare_rows(document)
     notes = [f"{superscript(index)} {note}" for index, note in enumerate(footnotes, start=1)]
+    notes += [limit for limit in [decode_limit(document)] if limit]
+    if document.get("peak_rss_bytes"):
+        notes.append(f"peak memory of the process: {size(document['peak_rss_bytes'])}")
     table = _table(title(document), "\n".join(notes))
     table.add_column("Method", no_wrap=True)
     for stacked in _in_twos(HEADINGS):
@@ -102,6 +105,18 @@ def compare_table(document: Mapping[str, Any]) -> Table:
         cells = (Text("\n").join(stacked) for stacked in _in_twos(words))
         table.add_row(Text(row.method + marks, style="bold"), *cells)
     return table
+
+
+def decode_limit(document: Mapping[str, Any]) -> str | None:
+    """Say what time outside attention leaves to gain at decode; None where it is not known."""
+    stock = next((row for row in document["rows"] if row["method"] == STOCK), {})
+    floor, decode = stock.get("decode_floor_ms"), stock.get("decode_ms_per_token")
+    if not floor or not decode:
+        return None
+    return (
+        f"stock decodes with an empty cache in {milliseconds(floor)}: attention alone can gain "
+        f"{speedup(decode / floor)} at most"
+    )
 
 
 def evidence_table(evidence: Evidence) -> Table:
