@@ -27,7 +27,8 @@ class AnchorAttention(AttentionMethod):
     below e^-theta of the largest and is skipped. Queries are mean-pooled over `block` rows for
     the test, and a group of `step` blocks shares the keys that any of its pooled rows hits. The
     softmax of the anchor pass is then continued over those stripes: nothing is computed twice,
-    no score is sorted. Prefill only; one query a sequence (decode) attends densely.
+    no score is sorted. Prefill only: fewer queries than a block (decode, a short question) attend
+    densely, since pooling a few rows over all keys saves little and loses what one row looks for.
 
     Based on "AnchorAttention: Difference-Aware Sparse Attention with Stripe Granularity"
     (arXiv 2505.23520). Sink, local part and stripes tile the causal area without gap or overlap
@@ -88,12 +89,12 @@ class AnchorAttention(AttentionMethod):
             return self.step
         step = max(1, min(self.step, q_len // (GROUPS_AT_LEAST * self.block)))
         if step != self.step:
-            logger.info("anchor attention: step %d for %d queries", step, q_len)
+            logger.debug("anchor attention: step %d for %d queries", step, q_len)
         return step
 
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         (batch, heads, q_len, _), k_len = query.shape, key.shape[2]
-        if q_len == 1 or state.value is None or state.layer < self.dense_layers:
+        if q_len < self.block or state.value is None or state.layer < self.dense_layers:
             return Selection()
         step = self.step_for(q_len)
         start = state.key_start

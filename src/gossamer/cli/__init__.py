@@ -23,6 +23,7 @@ app.command()(reproduce.reproduce)
 def main() -> None:
     """Run the command line: bad input is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="gossamer: %(message)s")
+    logging.getLogger("gossamer").setLevel(logging.INFO)  # a model's first fetch takes a while
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError) as error:
