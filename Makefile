@@ -29,6 +29,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python docs/figures.py --check
 	$(BIN)/clang-format --dry-run --Werror $$(find src -name '*.cpp' -o -name '*.hpp')
 
 test: setup

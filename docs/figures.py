@@ -35,7 +35,7 @@ def compare() -> str:
         lines.append(
             f"| {row['method']} | {row['prefill_seconds']:.1f} s ({row['prefill_speedup']:.2f}x) "
             f"| {row['decode_ms_per_token']:.0f} ms ({row['decode_speedup']:.2f}x) "
-            f"| {percent(row['density'])} | {row['perplexity']:.2f} | {row['kl']:.3f} "
+            f"| {percent(row['density'])} | {row['perplexity']:.2f} | {max(0.0, row['kl']):.3f} "
             f"| {keys['found']}/{keys['asked']} |"
         )
     peak = document["peak_rss_bytes"] / 2**30
