@@ -4,9 +4,9 @@
 
 Prefill: causal, random block patterns with the diagonal, against scaled_dot_product_attention in
 the same dtype. Decode: one query a head against the long caches of a few layers, as bytes a second
-next to what a plain copy moves here, and gathered tokens against the dense call. Every kernel is checked against
-the reference before it is timed. Inputs are random; which blocks are kept is random too, so that
-nothing depends on a method.
+next to what a plain copy moves here, and gathered tokens against the dense call. Every kernel is
+checked against the reference before it is timed. Inputs are random; which blocks are kept is
+random too, so that nothing depends on a method.
 """
 
 import argparse

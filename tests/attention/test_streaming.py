@@ -44,6 +44,19 @@ def test_keeps_sinks_and_window(
         assert state.meter.density == pytest.approx(float(mask[0, 0].sum() / causal))
 
 
+@pytest.mark.parametrize(("q_len", "k_len"), [(120, 120), (40, 120), (1, 120)])
+def test_a_padded_sequence_attends_as_it_does_alone(q_len: int, k_len: int) -> None:
+    query, key, value = attention_inputs(AttentionShape(3, 4, 2, q_len, k_len, 8))
+    method, pads = StreamingAttention(sink=3, local=20), [0, 17, 64]
+    for b, pad in enumerate(pads):
+        key[b, :, :pad], value[b, :, :pad] = 9.0, 1e4  # must not matter
+    found = method(query, key, value, LayerState(scale=0.5, key_start=torch.tensor(pads)))
+    for b, pad in enumerate(pads):
+        row, first = slice(b, b + 1), max(0, pad - k_len + q_len)
+        real = query[row, :, first:], key[row, :, pad:], value[row, :, pad:]
+        check_close(found[row, :, first:], method(*real, LayerState(scale=0.5)).double(), 1e-6)
+
+
 def test_decode_reads_its_keys_only() -> None:
     query, key, value = attention_inputs(AttentionShape(1, 4, 2, 1, 200, 8))
     method = StreamingAttention(sink=3, local=20)

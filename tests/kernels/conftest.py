@@ -6,15 +6,6 @@ import torch
 from gossamer.kernels import instruction_set, instruction_sets
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests that are about threads set their own number; it is restored after each test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def nan_memory() -> Iterator[None]:
     """torch.empty returns NaN or the largest integer, so that what stays unwritten shows."""

@@ -262,6 +262,23 @@ def test_listed_blocks_that_the_window_hides_do_not_touch_the_result(impl, shape
     assert same(found, attend(inputs, every, window=window, impl=impl))
 
 
+@pytest.mark.parametrize("shape", [PREFILL, DECODE, CHUNK])
+@pytest.mark.parametrize("listed", [True, False])
+def test_sinks_are_the_first_real_keys_of_a_padded_sequence(impl, shape, listed):
+    """The second sequence begins at key 48, as if the keys before were not there."""
+    query, key, value = attention_inputs(shape)
+    window, start = Window(sink=5, local=30), torch.tensor([0, 48])
+    key[1, :, :48], value[1, :, :48] = 9.0, 1e4  # must not matter
+    pattern = BlockPattern.from_mask(random_mask(shape.tiles(16, 16), density=1.0), block=16)
+    options = {"window": window, "impl": impl}
+    found = attend((query, key, value), pattern if listed else None, key_start=start, **options)
+    first = max(0, 48 - shape.k_len + shape.q_len)  # queries before it have no key
+    real = query[1:, :, first:], key[1:, :, 48:], value[1:, :, 48:]
+    expected = attend(real, **options)
+    check_close(found.output[1:, :, first:], expected.output.double(), 1e-6)
+    assert not found.output[1, :, :first].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [PREFILL, DECODE])
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000 - 2**32, 0x7FC00001])

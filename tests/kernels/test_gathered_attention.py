@@ -200,7 +200,7 @@ def test_window_and_the_rest_compose_to_dense_attention(impl, dtype, shape, scal
     """Blocks of a window first, then every other key as stripes of single queries."""
     inputs = query, key, value = attention_inputs(shape, dtype=dtype)
     window, start = Window(sink=3, local=40), torch.tensor([0, 33])
-    near = visible_keys(None, query, key, window=window)
+    near = visible_keys(None, query, key, window=window, key_start=start)
     rest = StripePattern.from_mask(~near, group=1)
     options: dict[str, Any] = {"key_start": start, "scale": scale, "impl": impl}
     state = block_sparse_state(query, key, value, window=window, **options)

@@ -199,7 +199,7 @@ def test_operator_is_registered_for_tracing(impl_name):
     torch.library.opcheck(
         torch.ops.gossamer.stripe_search.default,
         (*(arguments[name] for name in names), 4, impl_name),
-        test_utils=("test_schema", "test_autograd_registration"),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gossamer.kernels import TreeSearch, instruction_set, instruction_sets, tree_search
+from gossamer.kernels.tree_search import REPRESENTATIVES
 from gossamer.patterns import TokenPattern
 from gossamer.testing import (
     LAYOUTS,
@@ -196,16 +197,28 @@ def test_runs_and_thread_counts_agree(isa, dtype):
         assert equal(tree_search(query, key, tokens=16, window=8, impl="cpu"), expected)
 
 
-def test_a_sequence_alone_is_the_same_sequence_among_others(impl):
+@pytest.mark.parametrize("representative", REPRESENTATIVES)
+def test_a_sequence_selects_the_same_wherever_it_sits(impl, representative):
+    """Alone or among others, without its padding, or without the queries before a chunk."""
     query, key = inputs(SHAPE, values="normal")
     start = torch.tensor([0, 50])
-    together = tree_search(query, key, tokens=16, window=8, key_start=start, impl=impl)
+    options: dict[str, Any] = {
+        "tokens": 16,
+        "window": 8,
+        "representative": representative,
+        "impl": impl,
+    }
+    together = tree_search(query, key, key_start=start, **options)
+    assert bool((together.scored > 0).all())
     for b in range(2):
         one = slice(b, b + 1)
-        alone = tree_search(
-            query[one], key[one], tokens=16, window=8, key_start=start[one], impl=impl
-        )
-        assert torch.equal(alone.pattern.indices, together.pattern.indices[one])
+        expected = together.pattern.to_mask()[one]
+        alone = tree_search(query[one], key[one], key_start=start[one], **options)
+        assert torch.equal(alone.pattern.to_mask(), expected)
+        real = tree_search(query[one], key[one, :, int(start[b]) :], **options)
+        assert torch.equal(real.pattern.to_mask(), expected[..., int(start[b]) :])
+        chunk = tree_search(query[one, :, 64:], key[one], key_start=start[one], **options)
+        assert torch.equal(chunk.pattern.to_mask(), expected[:, :, 2:])
 
 
 def test_seeds_draw_other_representatives(impl):

@@ -110,12 +110,12 @@ class Case:
         seen = lists.repeat_interleave(self.heads[0] // lists.shape[1], dim=1)
         if self.causal:
             seen = seen & (token <= position)
-        if self.window is not None:
-            seen = seen & ((token > position - self.window.local) | (token < self.window.sink))
         start = self.key_start()
-        if start is not None:
-            seen = seen & (token >= start[:, None, None, None])
-        return seen
+        first = 0 if start is None else start[:, None, None, None]
+        if self.window is not None:
+            near = token > position - self.window.local
+            seen = seen & (near | (token < first + self.window.sink))
+        return seen & (token >= first)
 
 
 def dense(
@@ -174,6 +174,7 @@ def run_blocks(case: Case) -> None:
         Case((8, 1, 8), 5, 130, 80, 64, causal=False),
         Case((2, 1, 1), 65, 65, 128, 128, batch=2, padded=True),
         Case((2, 2, 1), 100, 100, 80, 48, window=Window(0, 1)),
+        Case((2, 2, 1), 20, 250, 16, 16, batch=2, window=Window(1, 9), padded=True),
         Case((4, 2, 4), 70, 50, 16, 64, causal=False, window=Window(20, 9), padded=True),
         Case((2, 1, 2), 70, 128, 64, 64, dtype=torch.bfloat16),
     ],
@@ -207,6 +208,7 @@ def run_every_key(case: Case) -> None:
         Case((3, 1, 1), 50, 65, 64, 64, batch=2, padded=True),
         Case((2, 2, 1), 40, 200, 16, 64, window=Window(4, 32)),
         Case((2, 1, 1), 9, 150, 128, 16, window=Window(40, 7), padded=True),
+        Case((2, 1, 1), 9, 250, 16, 16, batch=2, window=Window(17, 7), padded=True),
         Case((2, 1, 1), 3, 2, 16, 16, causal=False),
         Case((3, 1, 1), 3, 80, 64, 16, dtype=torch.bfloat16),
     ],

@@ -6,7 +6,7 @@ import torch
 from gossamer.bench.attention_capture import Captured
 from gossamer.models import LoadedModel
 from gossamer.reproduce import run, token_select
-from gossamer.reproduce.token_select import LONG, SHORT, _MostRecent, _passkeys, _patterns
+from gossamer.reproduce.token_select import LONG, SIZES, _MostRecent, _passkeys, _patterns
 from gossamer.testing.inputs import rotary_tables
 
 
@@ -17,15 +17,18 @@ def step(tokens=700):
     return Captured(query, key, value, 0.5, lambda n: rotary_tables(n, 8))
 
 
-def test_every_rule_spends_the_same_budget():
-    captured = step()
-    patterns = _patterns(captured, captured.with_raw_keys())
+@pytest.mark.parametrize(
+    ("scale", "sink", "local", "budget"), [("full", 16, 64, 256), ("quick", 8, 32, 128)]
+)
+def test_every_rule_spends_the_same_budget(scale, sink, local, budget):
+    captured, size = step(), SIZES[scale]
+    patterns = _patterns(captured, captured.with_raw_keys(), size)
     window = patterns.pop("window")
-    assert (window.sink, window.local) == (16, 64)
+    assert (window.sink, window.local) == (sink, local)
     for name, pattern in patterns.items():
-        assert set(pattern.counts.flatten().tolist()) == {SHORT.budget}, name
+        assert set(pattern.counts.flatten().tolist()) == {budget}, name
         kept = pattern.to_mask()
-        assert kept[..., :16].all() and kept[..., -64:].all()
+        assert kept[..., :sink].all() and kept[..., -local:].all()
     assert {name: each.shape[1] for name, each in patterns.items()} == {
         name: 4 if name in ("oracle", "quest") else 1 for name in patterns
     }

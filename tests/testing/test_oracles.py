@@ -60,8 +60,8 @@ def test_visible_keys_follow_the_definitions(kind, causal, window, key_start):
         back = i + 37 - 20 - j
         expected = kind == "none" or bool(mask[b, h // 2, i // tile, j // width])
         expected &= not causal or back >= 0
-        expected &= window is None or j < 3 or back < 5
-        expected &= key_start is None or j >= int(key_start[b])
+        start = 0 if key_start is None else int(key_start[b])
+        expected &= j >= start and (window is None or j < start + 3 or back < 5)
         assert bool(found[b, h, i, j]) == expected
 
 

@@ -40,6 +40,7 @@ class KeyValueStore:
 
     Examples
     --------
+    >>> import torch
     >>> store = KeyValueStore(reserve=8)
     >>> keys, values = store.append(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
     >>> branch = store.fork()

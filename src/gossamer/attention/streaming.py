@@ -1,8 +1,7 @@
 """Streaming attention: sinks and a recent window."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
@@ -11,7 +10,7 @@ from gossamer.patterns import Window
 
 @dataclass(frozen=True)
 class StreamingAttention(AttentionMethod):
-    """Attend to the first `sink` tokens and the last `local` ones.
+    """Attend to the first `sink` tokens of a sequence and the last `local` ones.
 
     Based on "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453).
     Every token stays in the cache and keeps its true position, so this is the A-shaped
@@ -38,16 +37,3 @@ class StreamingAttention(AttentionMethod):
 
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         return Selection(window=Window(self.sink, self.local))
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, selection: Selection, state: LayerState
-    ) -> Tensor:
-        if state.key_start is None or not self.sink:
-            return super().attend(query, key, value, selection, state)
-        # The kernel's sinks are the first keys; padding moves them, so each row goes alone.
-        alone, output = replace(state, key_start=None), torch.zeros_like(query)
-        for b, start in enumerate(state.key_start.tolist()):
-            row, first = slice(b, b + 1), max(0, start - key.shape[2] + query.shape[2])
-            real = query[row, :, first:], key[row, :, start:], value[row, :, start:]
-            output[row, :, first:] = super().attend(*real, selection, alone)
-        return output

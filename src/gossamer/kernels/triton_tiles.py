@@ -169,6 +169,7 @@ def attend_kernel(
     if key_start is not None:
         start = tl.load(key_start + b).to(tl.int32)
         begin = _below(ids, count, start // UNIT)
+        sink += start
     end, reach, clear_to = count, k_len, k_len
     if CAUSAL:
         reach, clear_to = last + 1, tl.minimum(first + 1, k_len)

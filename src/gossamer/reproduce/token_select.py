@@ -6,7 +6,7 @@ votes keep of single decode steps, next to the heads' own best tokens, blocks, Q
 window of the same budget; passkeys beyond the trained context; and the selection cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -36,14 +36,30 @@ from gossamer.reproduce import Claim
 from gossamer.reproduce._attention_layers import token_select_on_gpu
 
 PAPER = "arXiv 2411.02886"
-LAYERS = range(2, 30)
-TOKENS, STEPS = 2500, 16  # decode steps looked at, spread over the second half of the text
-SHORT = TokenSelect(n_init=16, n_local=64, top_k=176, chunk=64)  # a tenth of the tokens
+STEPS = 16  # decode steps looked at, spread over the second half of the text
 LONG = TokenSelect(n_init=128, n_local=512, top_k=512, chunk=512)
 VOTES: tuple[Literal["soft", "head", "sum"], ...] = ("soft", "head", "sum")
-BLOCK, PAGE = 64, 16
 KEYS, DECODED = 4, 64
 NEVER = 1.01  # a cosine that no query reaches, so that no selection is reused
+
+
+@dataclass(frozen=True)
+class _Size:
+    tokens: int
+    layers: Sequence[int]
+    method: TokenSelect  # a tenth of the tokens
+    block: int
+    page: int
+
+
+SIZES = {  # every length of the quick one is half of the full one's
+    "quick": _Size(
+        1250, range(3, 30, 7), TokenSelect(n_init=8, n_local=32, top_k=88, chunk=32), 32, 8
+    ),
+    "full": _Size(
+        2500, range(2, 30), TokenSelect(n_init=16, n_local=64, top_k=176, chunk=64), 64, 16
+    ),
+}
 
 
 def reproduce(scale: str, seed: int) -> Iterator[Claim]:
@@ -51,48 +67,52 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     if scale == "gpu":
         yield from token_select_on_gpu(seed)
         return
+    size = SIZES[scale]
     loaded = models.load("smollm2")
     text = texts(seed)[0].text
-    layers = capture(loaded.model, first_tokens(loaded.tokenizer, text, TOKENS), LAYERS)
-    yield from _quality(layers)
+    layers = capture(loaded.model, first_tokens(loaded.tokenizer, text, size.tokens), size.layers)
+    yield from _quality(layers, size)
     if scale == "full":
         yield from _passkeys(loaded, seed)
-        step = layers[LAYERS[len(LAYERS) // 2]].with_raw_keys().upto(TOKENS - 1)
+        middle = size.layers[len(size.layers) // 2]
+        step = layers[middle].with_raw_keys().upto(size.tokens - 1)
         yield from _selection_cache(loaded, first_tokens(loaded.tokenizer, text, 4096), step)
 
 
-def _patterns(step: Captured, raw: Captured) -> dict[str, Pattern]:
+def _patterns(step: Captured, raw: Captured, size: _Size) -> dict[str, Pattern]:
     """What each rule keeps of one decode step; `raw` is the step with keys without positions."""
-    query, key, top_k = step.query, step.key, SHORT.top_k
-    local, sink, blocks = SHORT.n_local, SHORT.n_init, SHORT.top_k // BLOCK
-    rest = top_k - blocks * BLOCK  # of the budget, spent on recent tokens
+    query, key, method = step.query, step.key, size.method
+    local, sink, top_k = method.n_local, method.n_init, method.top_k
+    blocks, rest = divmod(top_k, size.block)  # the rest of the budget goes to recent tokens
     patterns: dict[str, Pattern] = {
         "oracle": oracle_tokens(
             query, key, k=top_k, block_q=1, window=local, sink=sink, scale=step.scale
         ),
         "blocks": voted_blocks(
-            query, key, blocks=blocks, block=BLOCK, window=local + rest, sink=sink
+            query, key, blocks=blocks, block=size.block, window=local + rest, sink=sink
         ),
-        "quest": quest_tokens(query, key, pages=top_k // PAGE, page=PAGE, window=local, sink=sink),
+        "quest": quest_tokens(
+            query, key, pages=top_k // size.page, page=size.page, window=local, sink=sink
+        ),
         "window": Window(sink, local),
     }
     for vote in VOTES:
-        compact = replace(SHORT, vote=vote)
+        compact = replace(method, vote=vote)
         true = replace(compact, reindex_positions=False)
         patterns[f"{vote} compact"] = compact.select(query, raw.key, raw.state()).pattern
         patterns[vote] = true.select(query, key, step.state()).pattern
-    scaled = replace(SHORT, scale="rsqrt")
+    scaled = replace(method, scale="rsqrt")
     patterns["soft compact scaled"] = scaled.select(query, raw.key, raw.state()).pattern
     return patterns
 
 
-def _quality(layers: dict[int, Captured]) -> Iterator[Claim]:
+def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
     """Compare the mass that selections of one budget keep of the dense attention."""
-    positions = torch.linspace(TOKENS // 2, TOKENS - 1, STEPS).long().tolist()
+    positions = torch.linspace(size.tokens // 2, size.tokens - 1, STEPS).long().tolist()
 
     def kept(layer: Captured, raw: Captured, position: int) -> dict[str, Kept]:
         step = layer.upto(position)
-        patterns = _patterns(step, raw.upto(position))
+        patterns = _patterns(step, raw.upto(position), size)
         return mass_recall(step, {name: row_mask(step, each) for name, each in patterns.items()})
 
     pairs = [(layer, layer.with_raw_keys()) for layer in layers.values()]
@@ -100,8 +120,8 @@ def _quality(layers: dict[int, Captured]) -> Iterator[Claim]:
     recall = {name: each.recall for name, each in mean.items()}
     claim = partial(
         Claim,
-        setting=f"SmolLM2-135M, {STEPS} decode steps in {TOKENS} tokens, {len(layers)} layers, "
-        f"{SHORT}, blocks of {BLOCK}, pages of {PAGE}; recall: "
+        setting=f"SmolLM2-135M, {STEPS} decode steps in {size.tokens} tokens, {len(layers)} "
+        f"layers, {size.method}, blocks of {size.block}, pages of {size.page}; recall: "
         + ", ".join(f"{name} {value:.3f}" for name, value in recall.items()),
     )
     for suffix, label in (("", "true positions"), (" compact", "compacted positions")):

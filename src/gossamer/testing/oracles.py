@@ -51,11 +51,11 @@ def visible_keys(
     position, token = torch.arange(q_len)[:, None] + k_len - q_len, torch.arange(k_len)
     if causal:
         mask = mask & (token <= position)
+    start = torch.zeros(batch, dtype=torch.int64) if key_start is None else key_start
+    start = start[:, None, None, None]
     if window is not None:
-        mask = mask & ((token > position - window.local) | (token < window.sink))
-    if key_start is not None:
-        mask = mask & (token >= key_start[:, None, None, None])
-    return mask
+        mask = mask & ((token > position - window.local) | (token < start + window.sink))
+    return mask & (token >= start)
 
 
 def dense_attention(

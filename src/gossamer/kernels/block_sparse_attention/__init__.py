@@ -85,7 +85,8 @@ def block_sparse_attention(
     scale : float, optional
         Default 1 / sqrt(D).
     window : Window, optional
-        Further hide keys outside sink and local window; blocks that it hides are skipped.
+        Further hide keys outside sink and local window; blocks that it hides are skipped. The
+        sinks of a padded sequence are its first real keys.
     key_start : Tensor [B] int, optional
         First real key of each sequence, for left padding.
     return_lse : bool

@@ -13,7 +13,7 @@ bool hidden(const AttentionArgs &a, const Tile &tile, int64_t first, int64_t sta
     const int64_t end = min64(first + a.unit, a.k_len);
     if (end <= start) return true;
     if (a.causal && first > tile.position + tile.rows - 1) return true;
-    return a.local > 0 && first >= a.sink && end - 1 <= tile.position - a.local;
+    return a.local > 0 && first >= start + a.sink && end - 1 <= tile.position - a.local;
 }
 
 // Ask for a panel before it is needed: a head's panels outgrow the second-level cache.

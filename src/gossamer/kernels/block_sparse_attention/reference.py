@@ -49,7 +49,7 @@ def attend(
                 if causal:
                     visible = visible & (tokens <= position)
                 if window is not None:
-                    near = (tokens > position - window.local) | (tokens < window.sink)
+                    near = (tokens > position - window.local) | (tokens < first_key + window.sink)
                     visible = visible & near
                 kept = visible.any(0)
                 tokens, visible = tokens[kept], visible[:, kept]

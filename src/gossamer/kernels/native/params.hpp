@@ -39,7 +39,7 @@ struct AttentionArgs {
 
     bool causal;
     float scale;
-    int64_t sink, local;         // local == 0: no window
+    int64_t sink, local;         // sinks count from the first real key; local == 0: no window
     const int64_t *key_start;    // [batch] first real key, or nullptr
     const float *cosine, *sine;  // [rank, dim / 2]: rotate each key by its rank, or nullptr
 

@@ -34,9 +34,9 @@ GOSSAMER_INLINE void fill(float *p, int64_t begin, int64_t end, float value) {
 GOSSAMER_INLINE void mask_range(const AttentionArgs &a, float *scores, int64_t stride,
                                 const Tile &tile, int64_t first, int64_t count, int64_t padded,
                                 int64_t start) {
-    const int64_t last_row = tile.position + tile.rows - 1;
+    const int64_t last_row = tile.position + tile.rows - 1, sink_end = start + a.sink;
     const bool future = a.causal && first + count - 1 > tile.position;
-    const bool windowed = a.local > 0 && first + count > a.sink && first <= last_row - a.local;
+    const bool windowed = a.local > 0 && first + count > sink_end && first <= last_row - a.local;
     if (!future && !windowed && first >= start && count == padded) return;
     for (int r = 0; r < tile.rows; ++r) {
         float *row = scores + r * stride;
@@ -46,7 +46,7 @@ GOSSAMER_INLINE void mask_range(const AttentionArgs &a, float *scores, int64_t s
         fill(row, visible, padded, NEG_INF);
         fill(row, 0, min64(visible, start - first), NEG_INF);
         if (a.local > 0)
-            fill(row, max64(0, a.sink - first), min64(visible, position - a.local + 1 - first),
+            fill(row, max64(0, sink_end - first), min64(visible, position - a.local + 1 - first),
                  NEG_INF);
     }
 }

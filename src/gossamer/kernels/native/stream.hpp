@@ -43,12 +43,11 @@ GOSSAMER_INLINE KeySpan key_span(const AttentionArgs &a, const Sharing &sharing,
                                  int64_t set, int64_t group, int64_t first_position,
                                  int64_t last_position) {
     const int64_t reach = a.causal ? min64(a.k_len, last_position + 1) : a.k_len;
-    const int64_t start = first_key(a, b);
+    const int64_t start = first_key(a, b), sink_end = start + a.sink;
     if (a.starts == nullptr) {
-        const int64_t gap_at = max64(a.sink, start);
         const int64_t gap =
-            a.local > 0 ? max64(0, min64(first_position - a.local + 1, reach) - gap_at) : 0;
-        return {nullptr, min64(start, reach), reach - gap, gap_at, gap};
+            a.local > 0 ? max64(0, min64(first_position - a.local + 1, reach) - sink_end) : 0;
+        return {nullptr, min64(start, reach), reach - gap, sink_end, gap};
     }
     const int64_t row = sharing.list_row(b, set, group);
     const int32_t *ids = a.indices + a.starts[row];
@@ -57,7 +56,7 @@ GOSSAMER_INLINE KeySpan key_span(const AttentionArgs &a, const Sharing &sharing,
     while (first < count && (ids[first] + 1) * a.unit <= start) ++first;
     int64_t gap_at = first, gap_end = first;
     if (a.local > 0) {
-        while (gap_at < count && ids[gap_at] * a.unit < a.sink) ++gap_at;
+        while (gap_at < count && ids[gap_at] * a.unit < sink_end) ++gap_at;
         for (gap_end = gap_at; gap_end < count; ++gap_end)
             if ((ids[gap_end] + 1) * a.unit - 1 > first_position - a.local) break;
     }
@@ -132,7 +131,8 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             float *row = scores + r * STREAM_STEP;
             for (int64_t j = 0; j < count; ++j) {
                 const int64_t token = tokens[j];
-                const bool gap = a.local > 0 && token >= a.sink && token <= position - a.local;
+                const bool gap =
+                    a.local > 0 && token >= start + a.sink && token <= position - a.local;
                 if ((a.causal && token > position) || token < start || gap) row[j] = NEG_INF;
             }
             fill(row, count, columns, NEG_INF);

@@ -76,7 +76,8 @@ def tree_search(
     channels : int, optional
         Score with the `channels` dims of largest summed |q| only.
     seed : int
-        For "random".
+        For "random"; a draw depends on it, the head, the keys searched and the node, so that a
+        sequence selects the same keys alone, in a batch, padded or continued.
     key_start : Tensor [B] int, optional
         First real key of each sequence.
     impl : {"auto", "reference", "cpu"}

@@ -23,9 +23,9 @@ uint64_t mix(uint64_t x) {  // splitmix64
 int64_t representative(const TreeSearchArgs &t, Node node, uint64_t salt) {
     if (t.representative == 0) return node.start;
     if (t.representative == 1) return node.start + node.size / 2;
-    const uint64_t h =
-        mix(t.seed ^ mix(salt * 0x100000001b3ull + static_cast<uint64_t>(node.start)));
-    return node.start + static_cast<int64_t>(h % static_cast<uint64_t>(node.size));
+    const uint64_t size = static_cast<uint64_t>(node.size);
+    const uint64_t drawn = mix(mix(salt ^ static_cast<uint64_t>(node.start)) ^ size);
+    return node.start + static_cast<int64_t>(drawn % size);
 }
 
 // The channels with the largest sum of |q| over the sampled rows, ascending.
@@ -130,7 +130,10 @@ void run(const TreeSearchArgs &t) {
                             query[r * row_cells + d] = narrow(plain[r * t.dim + d]);
                 }
                 const auto source = Rows<Input>::head(a, b, head * t.kv_heads / t.search_heads);
-                for (int64_t reach = t.nodes, round = 0; reach < blocks; reach *= 2, ++round) {
+                // Neither batch nor padding nor chunk: a sequence draws alike wherever it sits.
+                const uint64_t salt = mix(mix(mix(t.seed) ^ static_cast<uint64_t>(head)) ^
+                                          static_cast<uint64_t>(span));
+                for (int64_t reach = t.nodes; reach < blocks; reach *= 2) {
                     int64_t m = 0;
                     for (int64_t j = 0; j < n; ++j) {
                         const int64_t left = nodes[j].size / 2;
@@ -143,9 +146,8 @@ void run(const TreeSearchArgs &t) {
                         const int64_t here = min64(a_panel, m - j);
                         int32_t tokens[PANEL];
                         for (int64_t c = 0; c < here * t.block_k; ++c) {
-                            const int64_t block = representative(
-                                t, halves[j + c / t.block_k],
-                                static_cast<uint64_t>((task * 64 + round) * 1048576));
+                            const int64_t block =
+                                representative(t, halves[j + c / t.block_k], salt);
                             tokens[c] = static_cast<int32_t>(
                                 base + min64(block * t.block_k + c % t.block_k, span - 1));
                         }

@@ -14,12 +14,12 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _representative(kind: int, seed: int, salt: int, start: int, size: int) -> int:
+def _representative(kind: int, salt: int, start: int, size: int) -> int:
     if kind == 0:
         return start
     if kind == 1:
         return start + size // 2
-    return start + _mix(seed ^ _mix((salt * 0x100000001B3 + start) & WORD)) % size
+    return start + _mix(_mix(salt ^ start) ^ size) % size
 
 
 def search(
@@ -52,7 +52,8 @@ def search(
                 span = max(0, end - window - base)
                 offset = query_stride // 2
                 sampled = rows[:, offset::query_stride] if offset < rows.shape[1] else rows[:, -1:]
-                salt = ((b * heads + head) * groups + g) * 64
+                # Neither batch nor padding nor chunk: a sequence draws alike wherever it sits.
+                salt = _mix(_mix(_mix(seed) ^ head) ^ span)
                 chosen, count = _select(
                     sampled.reshape(-1, query.shape[3]).float(),
                     keys[base : base + span],
@@ -60,7 +61,6 @@ def search(
                     block_k,
                     representative,
                     channels,
-                    seed,
                     salt,
                 )
                 firsts = torch.arange(min(sink, span))
@@ -79,7 +79,6 @@ def _select(
     block_k: int,
     representative: int,
     channels: int,
-    seed: int,
     salt: int,
 ) -> tuple[Tensor, int]:
     """Return the ascending ids of the kept key blocks and how many blocks were scored."""
@@ -92,17 +91,14 @@ def _select(
         kept = order[:channels].sort().values
         query, keys = query[:, kept], keys[:, kept]
     tree = [(blocks * j // nodes, blocks * (j + 1) // nodes) for j in range(nodes)]
-    reach, turn, scored = nodes, 0, 0
+    reach, scored = nodes, 0
     while reach < blocks:
         halves = []
         for start, stop in tree:
             middle = start + (stop - start) // 2
             halves += [half for half in ((start, middle), (middle, stop)) if half[0] < half[1]]
         block = torch.tensor(
-            [
-                _representative(representative, seed, (salt + turn) * 1048576, start, stop - start)
-                for start, stop in halves
-            ]
+            [_representative(representative, salt, start, stop - start) for start, stop in halves]
         )
         token = (block[:, None] * block_k + torch.arange(block_k)).clamp(max=span - 1)
         products = query @ keys[token.reshape(-1).to(keys.device)].float().T
@@ -110,5 +106,5 @@ def _select(
         scored += len(halves)
         order = score.sort(descending=True, stable=True).indices[:nodes]
         tree = [halves[int(i)] for i in order.sort().values]
-        reach, turn = reach * 2, turn + 1
+        reach *= 2
     return torch.tensor([start for start, _ in tree]), scored

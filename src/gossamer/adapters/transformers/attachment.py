@@ -1,0 +1,230 @@
+"""A method attached to a model: what is patched, kept for each forward, and given back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+
+from gossamer.adapters.transformers.attention import (
+    SLOT,
+    attachment_of,
+    attend,
+    attention_modules,
+    mask,
+)
+from gossamer.adapters.transformers.cache import KVCache, KVLayer
+from gossamer.attention.base import AttentionMethod, LayerState, Meter
+
+NAME = "gossamer"
+
+
+@dataclass
+class Attachment:
+    """A model that attends with a method; a context manager, or `detach()` by hand.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    method : AttentionMethod
+
+    Raises
+    ------
+    ValueError
+        If the model has no attention layout that gossamer knows.
+    """
+
+    model: Any
+    method: AttentionMethod
+    meter: Meter | None = None
+    modules: list[nn.Module] = field(init=False, repr=False)
+    reserve: int = field(init=False)
+    updated: dict[int, KVLayer] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, AttentionMethod):
+            raise TypeError(
+                f"expected an attention method, got {type(self.method).__name__}; "
+                "try gossamer.attention.DenseAttention()"
+            )
+        self.modules = attention_modules(self.model)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0
+        # CPU pages that are never written cost nothing; CUDA memory does.
+        self.reserve = limit if next(self.model.parameters()).device.type == "cpu" else 256
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._embeddings: tuple[Tensor, Tensor] | None = None
+        self._halves: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._hooks: list[Any] = []
+        self._before: tuple[str, Attachment | None] | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model has the method, alone or under one attached later."""
+        return self._before is not None
+
+    def __enter__(self) -> Attachment:
+        if self.attached:
+            return self
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, mask)
+        decoder = self.model.get_decoder()  # not the model: its vision tower attends as before
+        self._before = (decoder.config._attn_implementation, attachment_of(self.modules[0]))
+        decoder.set_attn_implementation(NAME)
+        for module in self.modules:
+            setattr(module, SLOT, self)
+        self._hooks = [decoder.register_forward_pre_hook(self._enter_forward, with_kwargs=True)]
+        if not self.method.rotated_keys:
+            self._hooks += [
+                module.register_forward_pre_hook(self._keep_rotary, with_kwargs=True)
+                for module in self.modules
+            ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Give the model back as it was, without what was attached since; twice is once."""
+        if self._before is None:
+            return
+        while (latest := attachment_of(self.modules[0])) is not None and latest is not self:
+            latest.detach()
+        implementation, earlier = self._before
+        self._before = None
+        for hook in self._hooks:
+            hook.remove()
+        for module in self.modules:
+            if earlier is None:
+                delattr(module, SLOT)
+            else:
+                setattr(module, SLOT, earlier)
+        self.model.get_decoder().set_attn_implementation(implementation)
+        self.updated.clear()
+
+    def new_cache(self) -> KVCache:
+        """Return an empty cache for the model, to pass as `past_key_values`."""
+        return KVCache(self)
+
+    @contextmanager
+    def metered(self) -> Iterator[Meter]:
+        """Count the work of every call inside; yields the `Meter`."""
+        before, self.meter = self.meter, Meter()
+        try:
+            yield self.meter
+        finally:
+            self.meter = before
+
+    def adopt(self, cache: Cache) -> None:
+        """Replace the empty full-attention layers of a transformers cache by gossamer's.
+
+        Raises
+        ------
+        ValueError
+            If the cache holds tokens in a form this method cannot read.
+        """
+        if cache.layer_class_to_replicate is DynamicLayer:
+            cache.layer_class_to_replicate = None
+            cache.layers += [DynamicLayer() for _ in self.modules[len(cache.layers) :]]
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, KVLayer):
+                if layer.store.length and layer.rotated_keys != self.method.rotated_keys:
+                    raise ValueError(
+                        f"the cache was filled by a method that stores keys differently from "
+                        f"{type(self.method).__name__}; start with an empty cache"
+                    )
+                if layer.attachment is not self:
+                    layer.attachment, layer.state = self, self.new_state(index)
+                    layer.rotated_keys = self.method.rotated_keys
+            elif type(layer) is DynamicLayer:
+                if layer.get_seq_length():
+                    raise ValueError(
+                        "the cache already holds tokens that gossamer did not store; start with "
+                        "an empty cache"
+                    )
+                cache.layers[index] = KVLayer(self, index)
+            elif not getattr(layer, "is_sliding", False):
+                raise ValueError(
+                    f"expected a dynamic cache, got a layer of type {type(layer).__name__}; try "
+                    "past_key_values=None or the attachment's new_cache()"
+                )
+
+    def new_state(self, layer: int) -> LayerState:
+        """Return a fresh state for attention layer `layer`."""
+        return LayerState(layer=layer, layers=len(self.modules), rank_rotary=self._rank_rotary)
+
+    def rotary_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return the position encoding of this call's tokens, halves only."""
+        return self._rotary.get(layer)
+
+    def _enter_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give the decoder a gossamer cache before its forward."""
+        if attachment_of(self.modules[0]) is not self:  # another method is attached on top
+            return args, kwargs
+        self.updated.clear()
+        cache = kwargs.get("past_key_values")
+        use_cache = kwargs.get("use_cache")
+        if use_cache is None:
+            use_cache = self.model.config.get_text_config().use_cache
+        if cache is None and use_cache and not self.model.training:
+            kwargs["past_key_values"] = self.new_cache()
+        elif isinstance(cache, Cache):
+            self.adopt(cache)
+        return args, kwargs
+
+    def _keep_rotary(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the position encoding that an attention module is about to apply."""
+        embeddings = kwargs.get("position_embeddings")
+        if embeddings is None:
+            return
+        cosine, sine = embeddings
+        dim = module.head_dim
+        if cosine.shape[-1] != dim:
+            raise ValueError(
+                f"expected rotary encoding over the whole head dim {dim}, got "
+                f"{cosine.shape[-1]}; try a method that keeps encoded keys"
+            )
+        if embeddings is not self._embeddings:  # layers mostly share them
+            half = dim // 2
+            self._embeddings = embeddings
+            self._halves = (cosine[..., :half].float(), sine[..., :half].float())
+        self._rotary[module.layer_idx] = self._halves
+
+    def _rank_rotary(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return float32 (cosine, sine) [n, D / 2] of positions 0 .. n - 1."""
+        if self._tables is None or len(self._tables[0]) < n:
+            encoder = next(
+                (part for name, part in self.model.named_modules() if name.endswith("rotary_emb")),
+                None,
+            )
+            if encoder is None:
+                raise ValueError("expected a model with a rotary_emb module, found none")
+            reference = next(self.model.parameters())
+            positions = torch.arange(max(n, 4096), device=reference.device)[None]
+            x = torch.empty(0, dtype=torch.float32, device=reference.device)
+            takes_type = "layer_type" in inspect.signature(encoder.forward).parameters
+            tables = encoder(x, positions, *(["full_attention"] if takes_type else []))
+            half = tables[0].shape[-1] // 2
+            if not torch.equal(tables[0][..., :half], tables[0][..., half:]):
+                raise ValueError(
+                    "expected rotary encoding of dims d and d + D / 2 together, got another "
+                    "layout; try a method that keeps encoded keys"
+                )
+            self._tables = tuple(table[0, :, :half].contiguous() for table in tables)
+        cosine, sine = self._tables
+        return cosine[:n], sine[:n]
