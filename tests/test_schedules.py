@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.schedules import Constant, Cosine, Cubic, EverySteps, Linear, Once
+from gossamer.schedules import Constant, Cosine, Cubic, EverySteps, InverseTime, Linear, Once
 
 cases = settings(max_examples=200, deadline=None)
 values = st.floats(-10, 10)
@@ -103,3 +103,19 @@ def test_bad_input_is_refused(name):
     call, message = BAD_CALLS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@cases
+@given(st.floats(1e-3, 10), st.floats(0, 1), st.integers(0, 1000))
+def test_inverse_time_adds_up_its_decay(initial, decay, step):
+    found = InverseTime(initial, decay)
+    assert found(0) == initial
+    assert 1 / found(step + 1) - 1 / found(step) == pytest.approx(decay / initial, abs=1e-7)
+
+
+def test_inverse_time_refuses_growth():
+    for decay in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="decay of at least 0, got"):
+            InverseTime(1.0, decay)
+    with pytest.raises(ValueError, match="step of at least 0, got -1"):
+        InverseTime(1.0, 0.1)(-1)

@@ -27,6 +27,28 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class InverseTime:
+    """Ever slower towards zero: ``initial / (1 + decay * step)``.
+
+    Examples
+    --------
+    >>> [InverseTime(1.0, decay=0.5)(step) for step in (0, 2, 6)]
+    [1.0, 0.5, 0.25]
+    """
+
+    initial: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        if not self.decay >= 0:
+            raise ValueError(f"expected decay of at least 0, got {self.decay}")
+
+    def __call__(self, step: int) -> float:
+        _check_step(step)
+        return self.initial / (1 + self.decay * step)
+
+
+@dataclass(frozen=True)
 class _Ramp(ABC):
     """From `initial` at step `begin` to `final`, reached `steps` later and kept."""
 
