@@ -204,10 +204,10 @@ class SparseCoding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return random
 
     def _learn(self, x: Tensor) -> None:
-        """Code a batch, then move the atoms."""
+        """Code a batch, once more after it has settled as the authors do, and move the atoms."""
         atoms, coder = self._atoms(), self._coder(self.lam_)
         found = coder.encode(x, atoms)
-        code = coder.update(x, found.code, atoms, found.step, atoms.norm(dim=1))  # as the authors
+        code = coder.update(x, found.code, atoms, found.step, atoms.norm(dim=1))
         error = x - code @ atoms
         decay = self.dict_lr / 50 if self.schedule == "inverse_time" else 0.0
         rate = InverseTime(self.dict_lr, decay)(self.n_iter_)
