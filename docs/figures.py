@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md from results/: `python docs/figures.py [--check]`."""
+"""Write the measured tables of the documents from results/: `python docs/figures.py [--check]`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "methods.md")
 MARK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -86,18 +86,45 @@ def kernels() -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"headline": headline, "compare": compare, "kernels": kernels}
+def worded(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+
+
+def claims() -> str:
+    lines = []
+    for path in sorted((ROOT / "results").glob("*/reproduce/*.json")):
+        document = json.loads(path.read_text())
+        held = sum(claim["holds"] for claim in document["claims"])
+        lines += [
+            f"**{document['slug']}**: {held} of {len(document['claims'])} claims hold "
+            f"({document['scale']}, {document['device']}, {document['threads']} threads, "
+            f"{document['seconds']:.0f} s)",
+            "",
+            "| claim | paper | baseline | ours | criterion | holds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for claim in document["claims"]:
+            figures = (worded(claim[name]) for name in ("paper", "baseline", "ours"))
+            cells = (claim["claim"], *figures, claim["criterion"])
+            verdict = "yes" if claim["holds"] else "**no**"
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} | {verdict} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+SECTIONS = {"headline": headline, "compare": compare, "kernels": kernels, "claims": claims}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="fail if a document is out of date")
     check = parser.parse_args().check
-    text = README.read_text()
-    fresh = MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}\n{m[3]}", text)
-    if check and fresh != text:
-        sys.exit("README.md is out of date: run python docs/figures.py")
-    README.write_text(fresh)
+    for document in DOCUMENTS:
+        text = document.read_text()
+        fresh = MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}\n{m[3]}", text)
+        if check and fresh != text:
+            sys.exit(f"{document.name} is out of date: run python docs/figures.py")
+        document.write_text(fresh)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from gossamer.attention import AnchorAttention
 from gossamer.bench.attention_capture import Captured, mass_recall, row_mask
-from gossamer.reproduce import run
+from gossamer.reproduce import anchor_attention, run
 from gossamer.reproduce._attention_layers import block_mask, equal_recall_p, kept_by, near
 from gossamer.reproduce.anchor_attention import _limits
 from gossamer.testing.inputs import rotary_tables
@@ -67,7 +67,8 @@ def test_limits_notice_an_output_that_is_off(monkeypatch):
 
 
 @pytest.mark.slow
-def test_quick_claims_hold():
+def test_quick_claims_hold(monkeypatch, capture_once):
+    monkeypatch.setattr(anchor_attention, "capture", capture_once)
     evidence = run("anchor-attention", scale="quick", seed=0)
     assert [claim.holds for claim in evidence.claims] == [True] * 6
     dense, middle, streaming, blocks, window, area = evidence.claims

@@ -45,7 +45,8 @@ def lose_one(captured):
 
 
 @pytest.mark.slow
-def test_quick_claims_hold():
+def test_quick_claims_hold(monkeypatch, capture_once):
+    monkeypatch.setattr(hip_attention, "capture", capture_once)
     evidence = run("hip-attention", scale="quick", seed=0)
     streaming, chance, cost, exact = evidence.claims
     for claim, margin in ((streaming, 0.05), (chance, 0.08)):
