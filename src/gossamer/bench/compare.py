@@ -30,7 +30,7 @@ from gossamer.models import LoadedModel
 ROUNDS = 2
 PASSKEYS = 8
 WARM_UP = 64  # tokens
-FLOOR_STEPS = 8
+FLOOR_STEPS = 32
 Row = dict[str, Any]
 
 
