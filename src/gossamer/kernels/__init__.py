@@ -3,7 +3,9 @@
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.gathered_attention import gathered_attention
+from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
+from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
 from gossamer.kernels.tree_search import TreeSearch, tree_search
@@ -11,14 +13,17 @@ from gossamer.kernels.tree_search import TreeSearch, tree_search
 __all__ = [
     "AttentionOutput",
     "AttentionState",
+    "PackedWeight",
     "TreeSearch",
     "block_sparse_attention",
     "block_sparse_state",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
+    "pack",
     "paged_dot",
     "soft_votes",
+    "spmm",
     "stripe_search",
     "top_indices",
     "tree_search",

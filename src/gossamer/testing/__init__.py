@@ -29,6 +29,7 @@ from gossamer.testing.oracles import (
     tree_search,
     visible_keys,
 )
+from gossamer.testing.products import check_product
 
 __all__ = [
     "LAYOUTS",
@@ -41,6 +42,7 @@ __all__ = [
     "check_attention",
     "check_close",
     "check_key_lists",
+    "check_product",
     "dense_attention",
     "random_mask",
     "ranked_attention",

@@ -16,30 +16,16 @@
 #include <unistd.h>
 #endif
 
-#include "params.hpp"
-
-namespace nb = nanobind;
-using Array = nb::ndarray<nb::device::cpu>;
-using MaybeArray = std::optional<Array>;
+#include "binding.hpp"
 
 namespace gossamer {
 
-#define GOSSAMER_DECLARE(isa)                           \
-    namespace isa {                                     \
-    void block_sparse_attention(const AttentionArgs &); \
-    void gathered_attention(const AttentionArgs &);     \
-    void tree_search(const TreeSearchArgs &);           \
-    void paged_dot(const PagedDotArgs &);               \
-    void soft_votes(const SoftVotesArgs &);             \
-    void top_indices(const TopIndicesArgs &);           \
-    void stripe_search(const StripeSearchArgs &);       \
-    constexpr Kernels kernels{block_sparse_attention,   \
-                              gathered_attention,       \
-                              tree_search,              \
-                              paged_dot,                \
-                              soft_votes,               \
-                              top_indices,              \
-                              stripe_search};           \
+#define GOSSAMER_ENTRY(name, Args) void name(const Args &);
+#define GOSSAMER_NAME(name, Args) name,
+#define GOSSAMER_DECLARE(isa)                                   \
+    namespace isa {                                             \
+    GOSSAMER_KERNELS(GOSSAMER_ENTRY)                            \
+    constexpr Kernels kernels{GOSSAMER_KERNELS(GOSSAMER_NAME)}; \
     }
 
 GOSSAMER_DECLARE(portable)
@@ -110,15 +96,6 @@ void force(const std::string &name) {
 }
 
 View view(const Array &t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2)}; }
-
-template <class T>
-T *data(const MaybeArray &t) {
-    return t ? static_cast<T *>(t->data()) : nullptr;
-}
-
-Dtype dtype_of(const Array &t) {
-    return t.dtype() == nb::dtype<float>() ? Dtype::float32 : Dtype::bfloat16;
-}
 
 struct Lists {
     MaybeArray starts, counts, indices;
@@ -318,6 +295,9 @@ void bits_to_csr(const Array &hits, const Array &offsets, const MaybeArray &indi
 }
 
 }  // namespace
+
+const Kernels &active_kernels() { return *active->kernels; }
+
 }  // namespace gossamer
 
 NB_MODULE(_native, m) {
@@ -334,4 +314,5 @@ NB_MODULE(_native, m) {
     m.def("top_indices", &g::top_indices);
     m.def("stripe_search", &g::stripe_search);
     m.def("bits_to_csr", &g::bits_to_csr);
+    g::bind_weights(m);
 }

@@ -4,9 +4,9 @@
 #pragma once
 #include <cstdint>
 
-namespace gossamer {
+#include "weight_params.hpp"
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+namespace gossamer {
 
 // A strided [batch, head, token, dim] tensor; strides in elements, dim contiguous.
 struct View {
@@ -106,15 +106,22 @@ struct StripeSearchArgs {
     int threads;
 };
 
+}  // namespace gossamer
+
+// Entry points: name, record.
+#define GOSSAMER_KERNELS(entry)                                                           \
+    entry(block_sparse_attention, AttentionArgs) entry(gathered_attention, AttentionArgs) \
+        entry(tree_search, TreeSearchArgs) entry(paged_dot, PagedDotArgs)                 \
+            entry(soft_votes, SoftVotesArgs) entry(top_indices, TopIndicesArgs)           \
+                entry(stripe_search, StripeSearchArgs) GOSSAMER_WEIGHT_KERNELS(entry)
+
+namespace gossamer {
+
 // One table of entry points for each instruction set.
 struct Kernels {
-    void (*block_sparse_attention)(const AttentionArgs &);
-    void (*gathered_attention)(const AttentionArgs &);
-    void (*tree_search)(const TreeSearchArgs &);
-    void (*paged_dot)(const PagedDotArgs &);
-    void (*soft_votes)(const SoftVotesArgs &);
-    void (*top_indices)(const TopIndicesArgs &);
-    void (*stripe_search)(const StripeSearchArgs &);
+#define GOSSAMER_ENTRY(name, Args) void (*name)(const Args &);
+    GOSSAMER_KERNELS(GOSSAMER_ENTRY)
+#undef GOSSAMER_ENTRY
 };
 
 }  // namespace gossamer

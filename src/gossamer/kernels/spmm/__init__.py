@@ -1,0 +1,154 @@
+"""SpMM: sparse weight times dense matrix, the product of a sparse layer with many columns."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels import backend
+from gossamer.kernels.library import register
+from gossamer.kernels.packed import DTYPES, PANEL, PackedWeight, pack
+from gossamer.kernels.spmm import reference
+from gossamer.kernels.validation import unit_stride
+
+
+def spmm(
+    weight: PackedWeight | Tensor,
+    dense: Tensor,
+    *,
+    bias: Tensor | None = None,
+    clamp: tuple[float, float] = (-math.inf, math.inf),
+    impl: backend.Impl = "auto",
+) -> Tensor:
+    """Return weight @ dense, with bias and clamp (ReLU is ``(0, inf)``) on the way out.
+
+    A 1x1 convolution over [N, K, H, W] images is ``spmm(weight, images.flatten(2))``. Sums are
+    float32 whatever the dtypes. Infinities and NaN in `dense` may spread to any row that has an
+    entry in the same panel of columns.
+
+    Parameters
+    ----------
+    weight : PackedWeight or torch.sparse_csr Tensor [M, K]
+        A tensor is packed at every call: pack what is used twice.
+    dense : Tensor [K, P] or [N, K, P]
+        float32 or bfloat16, each matrix of a batch multiplied alike.
+    bias : Tensor [M] float32, optional
+        Added to every column.
+    clamp : (float, float)
+        Results outside are set to the nearer bound; NaN stays.
+    impl : {"auto", "reference", "cpu"}
+
+    Returns
+    -------
+    Tensor [M, P] or [N, M, P]
+        In the dtype of `dense`.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is another, or `weight` is neither packed nor compressed.
+    ValueError
+        If shapes or devices do not fit, or a gradient would be needed.
+
+    Examples
+    --------
+    >>> weight = pack(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+    >>> spmm(weight, torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).tolist()
+    [[8.0, 10.0, 12.0], [0.0, 0.0, 0.0]]
+    """
+    packed = as_packed(weight)
+    check_dense("dense", dense, packed, row_dim=-2, ndims=(2, 3))
+    low, high = clamp
+    if not low <= high:
+        raise ValueError(f"expected clamp to be (low, high) with low <= high, got {clamp}")
+    if bias is not None:
+        bias = check_bias(bias, packed)
+    chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
+    batched = unit_stride(dense if dense.ndim == 3 else dense[None])
+    product = torch.ops.gossamer.spmm(
+        _parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
+    )
+    return product if dense.ndim == 3 else product[0]
+
+
+def as_packed(weight: PackedWeight | Tensor) -> PackedWeight:
+    """Return `weight` packed; TypeError unless it is packed or a torch.sparse_csr tensor."""
+    if isinstance(weight, PackedWeight):
+        return weight
+    if not isinstance(weight, Tensor) or weight.layout != torch.sparse_csr:
+        found = weight.layout if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"expected a PackedWeight or a sparse_csr tensor, got {found}; try pack")
+    return pack(weight)
+
+
+def check_dense(
+    name: str, dense: Tensor, weight: PackedWeight, *, row_dim: int, ndims: tuple[int, ...]
+) -> None:
+    """Check dtype, dimensions, device and the size K at `row_dim` of a dense operand."""
+    if dense.dtype not in DTYPES:
+        raise TypeError(f"expected {name} to be float32 or bfloat16, got {dense.dtype}")
+    if dense.ndim not in ndims or dense.shape[row_dim] != weight.shape[1]:
+        form = "[K, P]" if row_dim == -2 else "[n, K]"
+        raise ValueError(
+            f"expected {name} to be {form} with K = {weight.shape[1]}, got {list(dense.shape)}"
+        )
+    if dense.device != weight.device:
+        raise ValueError(
+            f"expected one device, got weight on {weight.device}, {name} on {dense.device}; "
+            f"try weight.to({name}.device)"
+        )
+    if torch.is_grad_enabled() and (dense.requires_grad or weight.values.requires_grad):
+        raise ValueError(
+            f"weight or {name} requires a gradient, but this kernel is for inference; "
+            "try torch.no_grad() or .detach()"
+        )
+
+
+def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
+    """Return the bias [M] contiguous after checking it."""
+    wanted = (torch.float32, weight.shape[:1], weight.device)
+    if (bias.dtype, tuple(bias.shape), bias.device) != wanted:
+        raise ValueError(
+            f"expected bias to be float32 [{weight.shape[0]}] on {weight.device}, got "
+            f"{bias.dtype} {list(bias.shape)} on {bias.device}"
+        )
+    return bias.detach().contiguous()
+
+
+@torch.compiler.assume_constant_result
+def _parts(weight: PackedWeight, impl: str) -> list[Tensor]:
+    """The tensors of the weight that an implementation reads."""
+    support = weight.support
+    if impl != "cpu":
+        return [weight.values, support.offsets, support.column_indices]
+    panels = support.panels
+    return [panels.starts, panels.lines, panels.counts, panels.columns, weight.panel_values]
+
+
+def _spmm(
+    weight: list[Tensor],
+    rows: int,
+    dense: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    impl: str,
+) -> Tensor:
+    if impl != "cpu":
+        values, offsets, columns = weight
+        return reference.spmm(values, offsets, columns, dense, bias, low, high)
+    out = _empty(weight, rows, dense)
+    backend.launch("spmm", PANEL, *weight, dense, out, bias, low, high, torch.get_num_threads())
+    return out
+
+
+def _empty(weight: list[Tensor], rows: int, dense: Tensor, *rest: object) -> Tensor:
+    return dense.new_empty(dense.shape[0], rows, dense.shape[2])
+
+
+register(
+    "spmm(Tensor[] weight, int rows, Tensor dense, Tensor? bias, float low, float high, str impl) "
+    "-> Tensor",
+    _spmm,
+    _empty,
+)
