@@ -3,8 +3,10 @@
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.gathered_attention import gathered_attention
+from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
+from gossamer.kernels.sparse_gemv import sparse_gemv
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
@@ -20,9 +22,11 @@ __all__ = [
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
+    "nm_matmul",
     "pack",
     "paged_dot",
     "soft_votes",
+    "sparse_gemv",
     "spmm",
     "stripe_search",
     "top_indices",

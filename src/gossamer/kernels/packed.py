@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.sparse import to_sparse_semi_structured
 
 from gossamer.kernels.memory import empty_aligned, use_huge_pages
 from gossamer.patterns import NM, Unstructured, WeightPattern
@@ -52,6 +53,22 @@ class Panels:
     lines: Tensor
     counts: Tensor
     columns: Tensor
+    entries: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Entries of an N:M weight, `n` for each `m` consecutive columns of a row.
+
+    Parameters
+    ----------
+    indices : Tensor [M, K / m, n] uint8
+        Column within its group; ascending, then 0 where a group holds fewer entries.
+    entries : Tensor, like `indices`, int64
+        Entry of the compressed rows; one past the last where there is none.
+    """
+
+    indices: Tensor
     entries: Tensor
 
 
@@ -150,6 +167,19 @@ class Support:
             _settled(in_panel),
             entries.to(torch.int32 if len(row) < MAX_SIZE else torch.int64),
         )
+
+    def groups(self, pattern: NM) -> Groups:
+        """The layout of products with N:M weights."""
+        rows, columns = self.shape
+        column = self.column_indices.long()
+        group = self.row_indices * (columns // pattern.m) + column // pattern.m
+        rank = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+        shape = (rows, columns // pattern.m, pattern.n)
+        indices = torch.zeros(shape, dtype=torch.uint8, device=group.device).flatten(0, 1)
+        indices[group, rank] = (column % pattern.m).to(torch.uint8)
+        entries = torch.full_like(indices, len(group), dtype=torch.int64)
+        entries[group, rank] = torch.arange(len(group), device=group.device)
+        return Groups(indices.reshape(shape), entries.reshape(shape))
 
     def _group(self) -> int:
         """Return the most rows that share their columns in nearly all entries."""
@@ -254,8 +284,31 @@ class PackedWeight:
     @cached_property
     def panel_values(self) -> Tensor:
         """The values in the order of the support's panels, float32 [units, group], 0 between."""
+        return self._placed(self.support.panels.entries)
+
+    @cached_property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """Values, float32, and indices, uint8, of an N:M weight: [M, K / m, n] both.
+
+        Raises
+        ------
+        ValueError
+            If the weight was packed to another pattern.
+        """
+        if not isinstance(self.pattern, NM) or self.pattern.m > 256:
+            raise ValueError(
+                f"expected a weight packed to NM(n, m) with m <= 256, got {self.pattern}"
+            )
+        groups = self.support.groups(self.pattern)
+        return self._placed(groups.entries), _settled(groups.indices)
+
+    @cached_property
+    def semi_structured(self) -> Tensor:
+        """A 2:4 weight as PyTorch's semi-structured tensor, for CUDA's tensor cores."""
+        return to_sparse_semi_structured(self.to_dense())
+
+    def _placed(self, entries: Tensor) -> Tensor:
         padded = torch.cat([self.values.float(), self.values.new_zeros(1).float()])
-        entries = self.support.panels.entries
         return _settled(padded.index_select(0, entries.flatten()).reshape(entries.shape))
 
 

@@ -57,6 +57,7 @@ bool has_amx() {
     unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
     const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24);
+    if (!__builtin_cpu_supports("avx512vbmi2")) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;
     return bf16 && tile && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }

@@ -150,4 +150,33 @@ GOSSAMER_INLINE void end(const StripTask &t, int64_t row, int64_t column, Vec (&
     }
 }
 
+// Adds G weights of one column times N vectors of the operand's row.
+template <int G, int N>
+GOSSAMER_INLINE void add_unit(const float *row, const float *values, Vec (&sums)[G][N]) {
+    Vec columns[N];
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) columns[c] = load(row + c * W);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+        const Vec value = broadcast(values[g]);
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) sums[g][c] += value * columns[c];
+    }
+}
+
+// While a row is at work: the result's row that comes later, and a row of the next strip.
+GOSSAMER_INLINE void prefetch_for(const StripTask &t, int64_t row, int64_t later) {
+    prefetch_bytes(t.to + min64(later, t.rows - 1) * t.to_stride, t.stride * 4);
+    if (row < t.ahead_rows) prefetch_bytes(t.ahead + row * t.ahead_stride, t.ahead_bytes);
+}
+
+// The strip in passes of at most N vectors: cell(std::integral_constant<int, n>, column).
+template <int N, class Cell>
+GOSSAMER_INLINE void in_passes(int64_t column, int64_t stride, const Cell &cell) {
+    for (; column + N * W <= stride; column += N * W)
+        cell(std::integral_constant<int, N>{}, column);
+    if constexpr (N > 1)
+        if (column < stride) in_passes<N - 1>(column, stride, cell);
+}
+
 }  // namespace gossamer::GOSSAMER_ISA

@@ -29,7 +29,35 @@ struct SpmmArgs {
     const float *values;
 };
 
+// An N:M weight: `n` values, and their columns in the group, for every `m` columns of a row.
+struct NmMatmulArgs {
+    Strips strips;
+    int64_t n, m;
+    const float *values;     // [rows, columns / m, n]
+    const uint8_t *indices;  // same shape
+};
+
+enum class GemvWay : int { gather = 0, spread = 1, expand = 2 };
+
+// A weight in compressed rows, or bit masks, times a few vectors.
+struct SparseGemvArgs {
+    GemvWay way;
+    const float *x;  // [vectors, depth]
+    float *out;      // [vectors, rows]
+    int64_t vectors, rows, depth;
+    const int64_t *offsets;  // [rows + 1]
+    const void *columns;     // uint16, or uint32 where wide; unused when expanding
+    bool wide;
+    const uint64_t *bits;  // [rows, ceil(depth / 64)]; only when expanding
+    const void *values;
+    Dtype dtype;  // of the values
+    int threads;
+};
+
 }  // namespace gossamer
 
 // Entry points: name, record.
-#define GOSSAMER_WEIGHT_KERNELS(entry) entry(spmm, SpmmArgs)
+#define GOSSAMER_WEIGHT_KERNELS(entry) \
+    entry(spmm, SpmmArgs)              \
+    entry(nm_matmul, NmMatmulArgs)     \
+    entry(sparse_gemv, SparseGemvArgs)

@@ -1,6 +1,8 @@
 // The binding of the kernels of sparse weights.
 #include <nanobind/stl/optional.h>
 
+#include <limits>
+
 #include "binding.hpp"
 
 namespace gossamer {
@@ -48,8 +50,43 @@ void spmm(int64_t panel, const Array &starts, const Array &lines, const Array &c
     active_kernels().spmm(a);
 }
 
+void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array &dense,
+               const Array &out, int threads) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const NmMatmulArgs a{strips(dense, out, std::nullopt, -infinity, infinity, threads),
+                         static_cast<int64_t>(values.shape(2)), m, tensor<float>(values),
+                         tensor<uint8_t>(indices)};
+    nb::gil_scoped_release release;
+    active_kernels().nm_matmul(a);
+}
+
+// `places` are the columns of the entries, or bit masks when expanding.
+void sparse_gemv(int way, const Array &values, const Array &offsets, const Array &places,
+                 const Array &x, const Array &out, int threads) {
+    SparseGemvArgs a{};
+    a.way = static_cast<GemvWay>(way);
+    a.x = tensor<float>(x);
+    a.out = static_cast<float *>(out.data());
+    a.vectors = static_cast<int64_t>(x.shape(0));
+    a.depth = static_cast<int64_t>(x.shape(1));
+    a.rows = static_cast<int64_t>(out.shape(1));
+    a.offsets = tensor<int64_t>(offsets);
+    a.columns = places.data();
+    a.wide = places.dtype() == nb::dtype<int32_t>();
+    a.bits = tensor<uint64_t>(places);
+    a.values = values.data();
+    a.dtype = dtype_of(values);
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().sparse_gemv(a);
+}
+
 }  // namespace
 
-void bind_weights(nb::module_ &m) { m.def("spmm", &spmm); }
+void bind_weights(nb::module_ &m) {
+    m.def("spmm", &spmm);
+    m.def("nm_matmul", &nm_matmul);
+    m.def("sparse_gemv", &sparse_gemv);
+}
 
 }  // namespace gossamer

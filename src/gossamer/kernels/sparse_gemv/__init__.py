@@ -1,0 +1,95 @@
+"""Sparse matrix times a few vectors: the product of a sparse layer while a model decodes."""
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels import backend
+from gossamer.kernels.library import register
+from gossamer.kernels.packed import PackedWeight
+from gossamer.kernels.sparse_gemv import reference
+from gossamer.kernels.spmm import as_packed, check_dense
+
+MAX_VECTORS = 16
+WAYS = ("gather", "spread", "expand")
+DENSE_ENOUGH = 0.2  # weights kept above which bit masks beat indices, for one vector
+
+
+def sparse_gemv(
+    weight: PackedWeight | Tensor, vectors: Tensor, *, impl: backend.Impl = "auto"
+) -> Tensor:
+    """Return weight @ vector for each of a few vectors.
+
+    The weight is read once, in order: values with 16-bit indices where few are kept, values with
+    a bit mask where more are. bfloat16 values halve what is read. Sums are float32. Infinities
+    and NaN in a vector may spread to its whole result.
+
+    Parameters
+    ----------
+    weight : PackedWeight or torch.sparse_csr Tensor [M, K]
+        A tensor is packed at every call: pack what is used twice.
+    vectors : Tensor [n, K]
+        float32 or bfloat16, n in 1..16; for more there is `spmm`.
+    impl : {"auto", "reference", "cpu"}
+
+    Returns
+    -------
+    Tensor [n, M]
+        In the dtype of `vectors`.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is another, or `weight` is neither packed nor compressed.
+    ValueError
+        If shapes or devices do not fit, or a gradient would be needed.
+
+    Examples
+    --------
+    >>> from gossamer.kernels import pack
+    >>> weight = pack(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+    >>> sparse_gemv(weight, torch.tensor([[1.0, 4.0], [2.0, 5.0]])).tolist()
+    [[8.0, 0.0], [10.0, 0.0]]
+    """
+    packed = as_packed(weight)
+    check_dense("vectors", vectors, packed, row_dim=-1, ndims=(2,))
+    if not 1 <= len(vectors) <= MAX_VECTORS:
+        raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {len(vectors)}; try spmm")
+    chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
+    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "gather"
+    return torch.ops.gossamer.sparse_gemv(
+        _parts(packed, chosen, way), packed.shape[0], vectors, way, chosen
+    )
+
+
+@torch.compiler.assume_constant_result
+def _way(density: float, vectors: int) -> str:
+    """How weights and vector elements meet fastest, by the instructions each way costs."""
+    can_expand = backend.native_module().active() in ("avx512", "amx")
+    if can_expand and density >= (DENSE_ENOUGH if vectors == 1 else 0.06 + vectors / 64):
+        return "expand"
+    return "gather" if vectors <= 2 else "spread"
+
+
+@torch.compiler.assume_constant_result
+def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
+    """The tensors of the weight that an implementation reads."""
+    support = weight.support
+    if impl != "cpu":
+        return [weight.values, support.offsets, support.column_indices]
+    return [weight.values, support.offsets, support.bits if way == "expand" else support.columns]
+
+
+def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, impl: str) -> Tensor:
+    if impl != "cpu":
+        return reference.sparse_gemv(*weight, vectors).contiguous()
+    x = vectors.float().contiguous()
+    out = x.new_empty(len(vectors), rows)
+    backend.launch("sparse_gemv", WAYS.index(way), *weight, x, out, torch.get_num_threads())
+    return out.to(vectors.dtype)
+
+
+register(
+    "sparse_gemv(Tensor[] weight, int rows, Tensor vectors, str way, str impl) -> Tensor",
+    _sparse_gemv,
+    lambda weight, rows, vectors, way, impl: vectors.new_empty(len(vectors), rows),
+)
