@@ -1,12 +1,16 @@
 """Kernels: one public function an operation, each with a reference, a C++ and a Triton path."""
 
+from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
+from gossamer.kernels.sddmm import sddmm
 from gossamer.kernels.sparse_gemv import sparse_gemv
+from gossamer.kernels.sparse_linear import sparse_linear
+from gossamer.kernels.sparse_weight import SparsePattern, SparseWeight
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
@@ -16,7 +20,10 @@ __all__ = [
     "AttentionOutput",
     "AttentionState",
     "PackedWeight",
+    "SparsePattern",
+    "SparseWeight",
     "TreeSearch",
+    "activation_sparse_matmul",
     "block_sparse_attention",
     "block_sparse_state",
     "gathered_attention",
@@ -25,8 +32,10 @@ __all__ = [
     "nm_matmul",
     "pack",
     "paged_dot",
+    "sddmm",
     "soft_votes",
     "sparse_gemv",
+    "sparse_linear",
     "spmm",
     "stripe_search",
     "top_indices",

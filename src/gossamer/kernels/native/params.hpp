@@ -108,12 +108,18 @@ struct StripeSearchArgs {
 
 }  // namespace gossamer
 
+// clang-format off
 // Entry points: name, record.
-#define GOSSAMER_KERNELS(entry)                                                           \
-    entry(block_sparse_attention, AttentionArgs) entry(gathered_attention, AttentionArgs) \
-        entry(tree_search, TreeSearchArgs) entry(paged_dot, PagedDotArgs)                 \
-            entry(soft_votes, SoftVotesArgs) entry(top_indices, TopIndicesArgs)           \
-                entry(stripe_search, StripeSearchArgs) GOSSAMER_WEIGHT_KERNELS(entry)
+#define GOSSAMER_KERNELS(entry)                  \
+    entry(block_sparse_attention, AttentionArgs) \
+    entry(gathered_attention, AttentionArgs)     \
+    entry(tree_search, TreeSearchArgs)           \
+    entry(paged_dot, PagedDotArgs)               \
+    entry(soft_votes, SoftVotesArgs)             \
+    entry(top_indices, TopIndicesArgs)           \
+    entry(stripe_search, StripeSearchArgs)       \
+    GOSSAMER_WEIGHT_KERNELS(entry)
+// clang-format on
 
 namespace gossamer {
 

@@ -51,6 +51,17 @@ GOSSAMER_INLINE Vec broadcast(float x, std::index_sequence<I...>) {
 GOSSAMER_INLINE Vec broadcast(float x) { return broadcast(x, Lanes{}); }
 GOSSAMER_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(p); }
 GOSSAMER_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
+
+// Keeps a vector with two uses in its register: GCC would load it from memory for each.
+GOSSAMER_INLINE Vec keep(Vec v) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
+
 GOSSAMER_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 GOSSAMER_INLINE float widen(uint16_t x) {

@@ -54,10 +54,55 @@ struct SparseGemvArgs {
     int threads;
 };
 
+// A matrix in compressed sparse rows.
+struct SparseRows {
+    const int64_t *offsets;  // [rows + 1]
+    const int32_t *indices;  // columns, ascending within a row
+    const int32_t *order;    // entry j keeps its value at order[j]; nullptr: at j
+    int64_t rows, columns;
+};
+
+// A float32 [images, positions, features] tensor; strides in elements, either positions or
+// features contiguous.
+struct Features {
+    float *data;
+    int64_t image, position, feature;
+};
+
+// output = input @ matrix^T + bias and dots = (left^T @ input) at the entries of the matrix,
+// over all positions of all images.
+struct SparseRowsArgs {
+    SparseRows matrix;
+    int64_t images, positions;
+    Features input;       // features: columns
+    Features output;      // features: rows; data == nullptr: no product
+    const float *values;  // where `order` puts them
+    const float *bias;    // [rows] or nullptr
+    Features left;        // features: rows
+    float *dots;          // where `order` puts them; nullptr: no dots
+    int threads;
+};
+
+// out[n, columns] = activations[n, rows] @ weight[rows, columns], over the activations that are
+// not zero; a row of the weight that only zeros meet is not read.
+struct ActivationSparseArgs {
+    const float *activations;
+    const void *weight;
+    Dtype dtype;
+    int64_t batch, rows, columns;
+    float *out;
+    int threads;
+};
+
 }  // namespace gossamer
 
+// clang-format off
 // Entry points: name, record.
-#define GOSSAMER_WEIGHT_KERNELS(entry) \
-    entry(spmm, SpmmArgs)              \
-    entry(nm_matmul, NmMatmulArgs)     \
-    entry(sparse_gemv, SparseGemvArgs)
+#define GOSSAMER_WEIGHT_KERNELS(entry)   \
+    entry(spmm, SpmmArgs)                \
+    entry(nm_matmul, NmMatmulArgs)       \
+    entry(sparse_gemv, SparseGemvArgs)   \
+    entry(sparse_linear, SparseRowsArgs) \
+    entry(sddmm, SparseRowsArgs)         \
+    entry(activation_sparse_matmul, ActivationSparseArgs)
+// clang-format on

@@ -81,12 +81,70 @@ void sparse_gemv(int way, const Array &values, const Array &offsets, const Array
     active_kernels().sparse_gemv(a);
 }
 
+Features features(const MaybeArray &t) {
+    if (!t) return {};
+    return {data<float>(t), t->stride(0), t->stride(1), t->stride(2)};
+}
+
+SparseRowsArgs sparse_rows(const Array &input, const Array &offsets, const Array &indices,
+                           const MaybeArray &order, int threads) {
+    SparseRowsArgs a{};
+    a.matrix = {data<const int64_t>(offsets), data<const int32_t>(indices),
+                data<const int32_t>(order), static_cast<int64_t>(offsets.shape(0)) - 1,
+                static_cast<int64_t>(input.shape(2))};
+    a.images = static_cast<int64_t>(input.shape(0));
+    a.positions = static_cast<int64_t>(input.shape(1));
+    a.input = features(input);
+    a.threads = threads;
+    return a;
+}
+
+void sparse_linear(const Array &input, const Array &offsets, const Array &indices,
+                   const MaybeArray &order, const Array &values, const MaybeArray &bias,
+                   const Array &output, const MaybeArray &left, const MaybeArray &dots,
+                   int threads) {
+    SparseRowsArgs a = sparse_rows(input, offsets, indices, order, threads);
+    a.values = data<const float>(values);
+    a.bias = data<const float>(bias);
+    a.output = features(output);
+    a.left = features(left);
+    a.dots = data<float>(dots);
+    nb::gil_scoped_release release;
+    active_kernels().sparse_linear(a);
+}
+
+void sddmm(const Array &left, const Array &input, const Array &offsets, const Array &indices,
+           const Array &dots, int threads) {
+    SparseRowsArgs a = sparse_rows(input, offsets, indices, std::nullopt, threads);
+    a.left = features(left);
+    a.dots = data<float>(dots);
+    nb::gil_scoped_release release;
+    active_kernels().sddmm(a);
+}
+
+void activation_sparse_matmul(const Array &activations, const Array &weight, const Array &out,
+                              int threads) {
+    const ActivationSparseArgs a{data<const float>(activations),
+                                 weight.data(),
+                                 dtype_of(weight),
+                                 static_cast<int64_t>(activations.shape(0)),
+                                 static_cast<int64_t>(weight.shape(0)),
+                                 static_cast<int64_t>(weight.shape(1)),
+                                 data<float>(out),
+                                 threads};
+    nb::gil_scoped_release release;
+    active_kernels().activation_sparse_matmul(a);
+}
+
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
     m.def("spmm", &spmm);
     m.def("nm_matmul", &nm_matmul);
     m.def("sparse_gemv", &sparse_gemv);
+    m.def("sparse_linear", &sparse_linear);
+    m.def("sddmm", &sddmm);
+    m.def("activation_sparse_matmul", &activation_sparse_matmul);
 }
 
 }  // namespace gossamer
