@@ -27,7 +27,7 @@ def as_images(x: Tensor) -> Tensor:
     """Return `x` [..., features] as [images, positions, features], copied only when it must be."""
     if x.ndim == 3 and x.stride(1) == 1 and x.stride(2) != 1:
         return x
-    return x.reshape(1, -1, x.shape[-1])
+    return x.reshape(1, x.shape[:-1].numel(), x.shape[-1])
 
 
 def empty_dots(x: Tensor, entries: int) -> Tensor:

@@ -113,14 +113,15 @@ class SparsePattern:
 
     @classmethod
     def from_csr(cls, matrix: Tensor) -> Self:
-        """Read the pattern of a two-dimensional `torch.sparse_csr` tensor."""
+        """Read the pattern of a two-dimensional `torch.sparse_csr` tensor, and check it."""
         if matrix.layout != torch.sparse_csr or matrix.ndim != 2:
             raise TypeError(
                 f"expected a torch.sparse_csr matrix, got {matrix.layout} {list(matrix.shape)}; "
                 "try .to_sparse_csr()"
             )
         rows, columns = matrix.shape
-        return cls(matrix.crow_indices().long(), matrix.col_indices().int(), (rows, columns))
+        offsets, indices = matrix.crow_indices().long(), matrix.col_indices().int()
+        return cls(offsets, indices, (rows, columns)).validate()
 
     @property
     def nnz(self) -> int:
@@ -240,7 +241,8 @@ class SparseWeight:
     @classmethod
     def from_csr(cls, matrix: Tensor) -> Self:
         """Read a two-dimensional `torch.sparse_csr` tensor; the values are shared, not copied."""
-        return cls(matrix.values(), SparsePattern.from_csr(matrix))
+        pattern = SparsePattern.from_csr(matrix)
+        return cls(matrix.values(), pattern)
 
     def to_dense(self) -> Tensor:
         """Return the matrix [M, K] with its zeros."""
