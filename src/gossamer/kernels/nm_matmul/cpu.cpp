@@ -34,12 +34,12 @@ template <class T, int Count>
 static void run(const NmMatmulArgs &a) {
     constexpr int64_t TARGET = 128;  // the operand's rows a panel, where groups are not larger
     const int64_t groups = max64(1, TARGET / a.m);
-    multiply_strips<T>(
-        a.strips, groups * a.m, [&](const StripTask &task, int64_t block, int64_t panel) {
-            in_passes<STRIP>(0, task.stride, [&](auto n, int64_t column) {
-                multiply_groups<Count, n()>(a, task, column, block, panel * groups);
-            });
-        });
+    multiply_strips<T>(a.strips, groups * a.m,
+                       [&](const StripTask &task, int64_t block, int64_t panel) {
+                           in_passes<STRIP>(0, task.stride, [&](auto n, int64_t column) {
+                               multiply_groups<Count, n()>(a, task, column, block, panel * groups);
+                           });
+                       });
 }
 
 template <class T>

@@ -12,6 +12,4 @@ def nm_matmul(values: Tensor, indices: Tensor, m: int, dense: Tensor) -> Tensor:
     group = torch.arange(groups, device=values.device)[:, None] * m
     offsets = torch.arange(rows + 1, device=values.device) * (groups * n)
     columns = (group + indices).flatten()
-    return reference.spmm(
-        values.flatten(), offsets, columns, dense, None, -torch.inf, torch.inf
-    )
+    return reference.spmm(values.flatten(), offsets, columns, dense, None, -torch.inf, torch.inf)

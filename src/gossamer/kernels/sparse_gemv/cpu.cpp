@@ -9,10 +9,10 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t ROWS = 64;       // rows a task
-constexpr int64_t BYTES = 1024;    // between a prefetch and its use
-constexpr int64_t SLACK = 32;      // values that expanding may read behind a row's last
-constexpr int GATHERED = 2;        // vectors at a time
+constexpr int64_t ROWS = 64;     // rows a task
+constexpr int64_t BYTES = 1024;  // between a prefetch and its use
+constexpr int64_t SLACK = 32;    // values that expanding may read behind a row's last
+constexpr int GATHERED = 2;      // vectors at a time
 constexpr int EXPANDED = W >= 16 ? 8 : 4;
 
 template <class T>
@@ -75,8 +75,8 @@ GOSSAMER_INLINE void expand_word(const float *x, int64_t stride, uint64_t bits,
                                  const uint16_t *values, Vec (&sums)[N][2]) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half, bits >>= 32) {
-        const IntVec pairs = reinterpret_cast<IntVec>(_mm512_maskz_expand_epi16(
-            static_cast<__mmask32>(bits), _mm512_loadu_si512(values)));
+        const IntVec pairs = reinterpret_cast<IntVec>(
+            _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits), _mm512_loadu_si512(values)));
         const Vec even = reinterpret_cast<Vec>(pairs << 16);
         const Vec odd = reinterpret_cast<Vec>(pairs & ~0xffff);
 #pragma GCC unroll 8
@@ -101,8 +101,7 @@ GOSSAMER_INLINE void expand_word(const float *x, int64_t stride, uint64_t bits, 
         const uint32_t lanes = static_cast<uint16_t>(bits);
         const Vec weights = expand(lanes, load(values));
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v)
-            sums[v][part % 2] += weights * load(x + v * stride + part * 16);
+        for (int v = 0; v < N; ++v) sums[v][part % 2] += weights * load(x + v * stride + part * 16);
         values += __builtin_popcount(lanes);
     }
 #else
