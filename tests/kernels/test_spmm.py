@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gossamer.kernels import backend, instruction_sets, pack, spmm
 from gossamer.kernels.packed import PANELS, ROWS
-
 from gossamer.kernels.spmm import _parts
 from gossamer.patterns import Block
 from gossamer.testing import check_product, random_mask
@@ -169,7 +168,7 @@ def test_explicit_zeros_change_nothing(impl):
 @pytest.mark.parametrize("impl_name", IMPLS)
 def test_the_operator_is_registered_for_tracing(impl_name):
     weight, dense = matrices(20, 30, 17, 0.2)
-    arguments = (_parts(pack(weight), impl_name), 20, dense[None], None, -1.0, 1.0, impl_name)
+    arguments = (*_parts(pack(weight), impl_name), 20, dense[None], None, -1.0, 1.0, impl_name)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.gossamer.spmm.default, arguments, test_utils=tests)
 

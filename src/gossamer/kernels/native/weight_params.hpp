@@ -39,18 +39,20 @@ struct NmMatmulArgs {
 
 enum class GemvWay : int { gather = 0, spread = 1, expand = 2 };
 
-// A weight in compressed rows, or bit masks, times a few vectors.
+// A weight in slices, compressed rows or bit masks, times a few vectors.
 struct SparseGemvArgs {
     GemvWay way;
-    const float *x;  // [vectors, depth]
-    float *out;      // [vectors, rows]
-    int64_t vectors, rows, depth;
-    const int64_t *offsets;  // [rows + 1]
+    const void *values;
+    Dtype dtype;             // of the values
+    const int64_t *offsets;  // [runs + 1]; of lines where gathering, else of a row's entries
+    int64_t runs;            // slices, or rows
     const void *columns;     // uint16, or uint32 where wide; unused when expanding
     bool wide;
     const uint64_t *bits;  // [rows, ceil(depth / 64)]; only when expanding
-    const void *values;
-    Dtype dtype;  // of the values
+    const int32_t *lanes;  // [runs, 16]: rows of a slice, -1 for none; only when gathering
+    const float *x;        // [vectors, depth]
+    float *out;            // [vectors, rows]; zeros where gathering
+    int64_t vectors, depth, rows;
     int threads;
 };
 

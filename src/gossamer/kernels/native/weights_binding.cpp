@@ -60,23 +60,25 @@ void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array
     active_kernels().nm_matmul(a);
 }
 
-// `places` are the columns of the entries, or bit masks when expanding.
-void sparse_gemv(int way, const Array &values, const Array &offsets, const Array &places,
-                 const Array &x, const Array &out, int threads) {
-    SparseGemvArgs a{};
-    a.way = static_cast<GemvWay>(way);
-    a.x = tensor<float>(x);
-    a.out = static_cast<float *>(out.data());
-    a.vectors = static_cast<int64_t>(x.shape(0));
-    a.depth = static_cast<int64_t>(x.shape(1));
-    a.rows = static_cast<int64_t>(out.shape(1));
-    a.offsets = tensor<int64_t>(offsets);
-    a.columns = places.data();
-    a.wide = places.dtype() == nb::dtype<int32_t>();
-    a.bits = tensor<uint64_t>(places);
-    a.values = values.data();
-    a.dtype = dtype_of(values);
-    a.threads = threads;
+// `places` are the columns of the entries, or bit masks when expanding. Tensors come as addresses.
+void sparse_gemv(int way, uintptr_t values, bool bfloat16, uintptr_t offsets, int64_t runs,
+                 uintptr_t places, bool wide, uintptr_t lanes, uintptr_t x, uintptr_t out,
+                 int64_t vectors, int64_t depth, int64_t rows, int threads) {
+    const SparseGemvArgs a{static_cast<GemvWay>(way),
+                           reinterpret_cast<const void *>(values),
+                           bfloat16 ? Dtype::bfloat16 : Dtype::float32,
+                           reinterpret_cast<const int64_t *>(offsets),
+                           runs,
+                           reinterpret_cast<const void *>(places),
+                           wide,
+                           reinterpret_cast<const uint64_t *>(places),
+                           reinterpret_cast<const int32_t *>(lanes),
+                           reinterpret_cast<const float *>(x),
+                           reinterpret_cast<float *>(out),
+                           vectors,
+                           depth,
+                           rows,
+                           threads};
     nb::gil_scoped_release release;
     active_kernels().sparse_gemv(a);
 }

@@ -55,10 +55,10 @@ def sparse_gemv(
     if not 1 <= len(vectors) <= MAX_VECTORS:
         raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {len(vectors)}; try spmm")
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
-    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "gather"
-    return torch.ops.gossamer.sparse_gemv(
-        _parts(packed, chosen, way), packed.shape[0], vectors, way, chosen
-    )
+    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "spread"
+    # While a model decodes, PyTorch's dispatch would take as long as a small product.
+    run = torch.ops.gossamer.sparse_gemv if torch.compiler.is_compiling() else _sparse_gemv
+    return run(_parts(packed, chosen, way), packed.shape[0], vectors, way, chosen)
 
 
 @torch.compiler.assume_constant_result
@@ -76,6 +76,9 @@ def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
     support = weight.support
     if impl != "cpu":
         return [weight.values, support.offsets, support.column_indices]
+    if way == "gather":
+        slices = support.slices
+        return [weight.slice_values, slices.starts, slices.columns, slices.rows]
     return [weight.values, support.offsets, support.bits if way == "expand" else support.columns]
 
 
@@ -83,8 +86,26 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
     if impl != "cpu":
         return reference.sparse_gemv(*weight, vectors).contiguous()
     x = vectors.float().contiguous()
-    out = x.new_empty(len(vectors), rows)
-    backend.launch("sparse_gemv", WAYS.index(way), *weight, x, out, torch.get_num_threads())
+    gather = way == "gather"  # writes the rows that have entries only
+    out = x.new_zeros(len(x), rows) if gather else x.new_empty(len(x), rows)
+    values, offsets, places = weight[:3]
+    # Addresses, since a capsule a tensor would take as long as a small product.
+    backend.native_module().sparse_gemv(
+        WAYS.index(way),
+        values.data_ptr(),
+        values.dtype == torch.bfloat16,
+        offsets.data_ptr(),
+        len(offsets) - 1,
+        places.data_ptr(),
+        places.dtype == torch.int32,
+        weight[3].data_ptr() if gather else 0,
+        x.data_ptr(),
+        out.data_ptr(),
+        len(x),
+        x.shape[1],
+        rows,
+        torch.get_num_threads(),
+    )
     return out.to(vectors.dtype)
 
 
