@@ -131,7 +131,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize("row", BAD_INPUT, ids=lambda row: "-".join(row[0]))
 def test_bad_input_is_named(row):
     changes, error, message = row
-    good = {"activations": torch.ones(2, 3), "weight_t": torch.ones(3, 4)}
+    good: dict[str, Any] = {"activations": torch.ones(2, 3), "weight_t": torch.ones(3, 4)}
     activation_sparse_matmul(**good)
     with pytest.raises(error, match=message):
         activation_sparse_matmul(**(good | changes))

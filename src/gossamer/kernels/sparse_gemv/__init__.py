@@ -81,7 +81,8 @@ def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
 
 def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, impl: str) -> Tensor:
     if impl != "cpu":
-        return reference.sparse_gemv(*weight, vectors).contiguous()
+        values, offsets, columns = weight
+        return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
     x = vectors.float().contiguous()
     out = x.new_empty(len(vectors), rows)
     backend.launch("sparse_gemv", WAYS.index(way), *weight, x, out, torch.get_num_threads())
