@@ -41,6 +41,12 @@ def draw(rows: int, columns: int, vectors: int, density: float) -> tuple[Tensor,
     return weight, torch.randn(vectors, columns, generator=generator)
 
 
+def compressed(weight: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return weight.to_sparse_csr()
+
+
 def multiply(packed: PackedWeight, vectors: Tensor, way: str) -> Tensor:
     """The native product by a way that the public function may not choose."""
     parts = _parts(packed, "cpu", way)
@@ -201,9 +207,7 @@ def test_the_way_follows_density_vectors_and_instructions(
 
 def test_compressed_tensors_are_accepted(impl):
     weight, x = draw(40, 60, 2, 0.2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        csr = weight.to_sparse_csr()
+    csr = compressed(weight)
     assert torch.equal(sparse_gemv(csr, x, impl=impl), sparse_gemv(pack(weight), x, impl=impl))
 
 
@@ -232,7 +236,12 @@ def test_torch_compile_traces_the_whole_call(warm):
 
 GOOD: dict[str, Any] = {"weight": pack(torch.eye(3, 4)), "vectors": torch.ones(2, 4)}
 BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"weight": torch.eye(3, 4)}, TypeError, r"PackedWeight or a sparse_csr .* got torch.strided"),
+    ({"weight": torch.eye(3, 4)}, TypeError, r"or a torch.sparse_csr .* got torch.strided"),
+    (
+        {"weight": compressed(torch.eye(3, 4)).requires_grad_()},
+        ValueError,
+        "weight requires a gradient",
+    ),
     ({"weight": None}, TypeError, r"got NoneType; try pack"),
     ({"vectors": torch.ones(2, 4).double()}, TypeError, r"vectors .*, got torch.float64"),
     ({"vectors": torch.ones(2, 4).int()}, TypeError, r"vectors .*, got torch.int32"),
