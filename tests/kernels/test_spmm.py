@@ -85,6 +85,14 @@ def test_rows_without_entries_are_exactly_zero(impl):
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(5, 0), (2, 5, 0), (0, 5, 3)])
+def test_a_product_without_columns_is_empty(impl, shape, threads):
+    torch.set_num_threads(threads)
+    product = spmm(pack(torch.ones(7, 5)), torch.ones(shape), impl=impl)
+    assert product.shape == (*shape[:-2], 7, shape[-1])
+
+
 @pytest.mark.parametrize("scale", [1e-39, 1e30, 0.0, -0.0])
 def test_awkward_values(impl, scale):
     weight, dense = matrices(40, 150, 20, 0.3)
