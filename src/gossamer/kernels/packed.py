@@ -230,7 +230,9 @@ class Support:
         nnz = len(self.columns)
         if not nnz:
             return 1
-        padded = torch.zeros(-(-rows // 8) * 8, columns, dtype=torch.bool, device=self.bits.device)
+        padded = torch.zeros(
+            -(-rows // 8) * 8, columns, dtype=torch.bool, device=self.offsets.device
+        )
         padded[:rows] = self.mask()
         for group in GROUPS:
             units = int(padded.unflatten(0, (-1, group)).any(1).sum())
@@ -401,10 +403,12 @@ def pack(
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"expected weight to be a tensor of floats, got {found}")
-    if weight.ndim != 2 or max(weight.shape) > MAX_SIZE:
+    if weight.ndim != 2:
         raise ValueError(
             f"expected weight to be [M, K], got {list(weight.shape)}; try weight.flatten(1)"
         )
+    if max(weight.shape) > MAX_SIZE:
+        raise ValueError(f"expected M and K up to {MAX_SIZE}, got {list(weight.shape)}")
     dtype = weight.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise TypeError(f"expected dtype to be float32 or bfloat16, got {dtype}; name one")
@@ -412,9 +416,10 @@ def pack(
     weight = weight.detach()
     if weight.layout in (torch.sparse_csr, torch.sparse_bsr):
         offsets, columns, values = _compressed_rows(weight)
-        mask = _support(offsets, columns, weight.shape).mask()
-        if not torch.equal(_widened(mask, pattern), mask):
-            raise ValueError(f"expected whole units of {pattern}, got a sparse tensor with parts")
+        if not isinstance(pattern, Unstructured):
+            mask = _support(offsets, columns, weight.shape).mask()
+            if not torch.equal(_widened(mask, pattern), mask):
+                raise ValueError(f"expected whole units of {pattern}, got a tensor with parts")
     elif weight.layout == torch.strided:
         mask = _widened(weight != 0, pattern)
         columns = mask.nonzero()[:, 1]
