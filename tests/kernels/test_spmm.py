@@ -159,12 +159,13 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
 def test_nothing_around_the_tensors_is_touched(isa, guarded, group, dtype):
     for rows, columns, width in ((131, 140, 17), (7, 129, 96), (1, 1, 1)):
         weight, dense = matrices(rows, columns, width, 0.3, group=group)
-        parts = [guarded(part) for part in _parts(pack(weight), "cpu")]
+        tensors, panel = _parts(pack(weight), "cpu")
+        parts = [guarded(part) for part in tensors]
         bias = guarded(torch.linspace(-1, 1, rows))
         for steps in (1, 2):  # rows that follow one another, and rows apart
             x = guarded(dense.to(dtype).repeat(1, steps)[None, :, :width])
             out = guarded(torch.full((1, rows, width * steps), torch.nan, dtype=dtype)[..., :width])
-            backend.launch("spmm", PANEL, *parts, x, out, bias, -math.inf, math.inf, 1)
+            backend.launch("spmm", panel, *parts, x, out, bias, -math.inf, math.inf, 1)
             check_product(out[0], weight, x[0], bias=bias)
 
 
@@ -172,7 +173,7 @@ def test_offsets_beyond_32_bits(isa, address_space):
     stride = 2**30 + 7
     far = address_space(4 * stride, torch.bfloat16)
     weight, dense = matrices(3, 4, 17, 0.7)
-    starts, lines, counts, columns, values = _parts(pack(weight), "cpu")
+    (starts, lines, counts, columns, values), panel = _parts(pack(weight), "cpu")
     x, out = (far[skip:].as_strided((1, 4, 17), (0, stride, 1)) for skip in (0, 64))
     x[0] = dense
     skip = 2**31 + 2
@@ -180,7 +181,7 @@ def test_offsets_beyond_32_bits(isa, address_space):
     far_values = address_space(skip + len(values), torch.float32)[:, None]
     far_columns[skip:], far_values[skip:] = columns, values
     parts = starts + skip, lines, counts, far_columns, far_values
-    backend.launch("spmm", PANEL, *parts, x, out[:, :3], None, -math.inf, math.inf, 1)
+    backend.launch("spmm", panel, *parts, x, out[:, :3], None, -math.inf, math.inf, 1)
     check_product(out[0, :3], weight, x[0])
 
 

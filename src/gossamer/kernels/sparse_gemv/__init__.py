@@ -84,12 +84,16 @@ def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
 
 def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, impl: str) -> Tensor:
     if impl != "cpu":
-        values, offsets, columns = weight
-        return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
+        return reference.sparse_gemv(*weight, vectors).contiguous()
     x = vectors.float().contiguous()
-    gather = way == "gather"  # writes the rows that have entries only
-    out = x.new_zeros(len(x), rows) if gather else x.new_empty(len(x), rows)
-    values, offsets, places = weight[:3]
+    # Gathering writes the rows that have entries only.
+    out = x.new_zeros(len(x), rows) if way == "gather" else x.new_empty(len(x), rows)
+    _multiply(way, weight, x, out)
+    return out.to(vectors.dtype)
+
+
+def _multiply(way: str, weight: list[Tensor], x: Tensor, out: Tensor) -> None:
+    values, offsets, places, *lanes = weight
     # Addresses, since a capsule a tensor would take as long as a small product.
     backend.native_module().sparse_gemv(
         WAYS.index(way),
@@ -99,15 +103,14 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
         len(offsets) - 1,
         places.data_ptr(),
         places.dtype == torch.int32,
-        weight[3].data_ptr() if gather else 0,
+        lanes[0].data_ptr() if lanes else 0,
         x.data_ptr(),
         out.data_ptr(),
         len(x),
         x.shape[1],
-        rows,
+        out.shape[1],
         torch.get_num_threads(),
     )
-    return out.to(vectors.dtype)
 
 
 register(
