@@ -84,7 +84,8 @@ def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
 
 def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, impl: str) -> Tensor:
     if impl != "cpu":
-        return reference.sparse_gemv(*weight, vectors).contiguous()
+        values, offsets, columns = weight
+        return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
     x = vectors.float().contiguous()
     # Gathering writes the rows that have entries only.
     out = x.new_zeros(len(x), rows) if way == "gather" else x.new_empty(len(x), rows)
