@@ -171,6 +171,19 @@ def test_nothing_around_the_tensors_is_touched(isa, guarded, way, stored, rows, 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stored", DTYPES)
+def test_a_last_row_of_any_length_ends_the_reading(isa, guarded, way, stored):
+    x = guarded(draw(1, 40, 2, 1.0)[1])
+    for count in [*range(1, 18), 31, 32, 33, 40]:
+        weight = torch.zeros(1, 40, dtype=stored)
+        weight[0, :count] = 1.0
+        parts = [guarded(part) for part in _parts(pack(weight), "cpu", way)]
+        out = guarded(torch.full((2, 1), torch.nan))
+        backend.launch("sparse_gemv", WAYS.index(way), *parts, x, out, 1)
+        check(out, weight, x)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stored", DTYPES)
 def test_offsets_beyond_32_bits(isa, address_space, way, stored):
     weight, x = draw(3, 100, 3, 0.5)
     weight = weight.to(stored)
