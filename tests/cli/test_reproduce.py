@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from gossamer import reproduce as package
-from gossamer.bench.store import save_json
+from gossamer.files import save_json
 from gossamer.cli import reproduce as command
 from gossamer.reproduce import load
 

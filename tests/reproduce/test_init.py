@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gossamer import reproduce
-from gossamer.bench.store import save_json
+from gossamer.files import save_json
 from gossamer.errors import FormatError
 from gossamer.reproduce import Claim, Evidence, available, load, run, stopped, validate
 
