@@ -215,9 +215,7 @@ def _files(directory: Path, stack: ExitStack) -> dict[str, TensorFile]:
     document = load_json(index)
     places = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise FormatError(
-            index, "expected weight_map to be files by tensor, found another"
-        )
+        raise FormatError(index, "expected weight_map to be files by tensor, found another")
     there = {path.name for path in directory.iterdir()}
     if strange := sorted(set(places.values()) - there):  # a path elsewhere is strange as well
         raise FormatError(index, f"expected files beside it, found {shorten(strange[0])}")

@@ -1,6 +1,5 @@
 """ONNX files of models whose sparse layers are dense with zeros."""
 
-import math
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,7 +46,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Pa
         if not isinstance(value, Tensor):
             raise TypeError(f"expected example to be tensors, got {type(value).__name__}")
     dense = dense_copy(model).eval()
-    size = sum(math.prod(t.shape) * t.element_size() for t in dense.state_dict().values())
+    size = sum(tensor.nbytes for tensor in (*dense.parameters(), *dense.buffers()))
     if size > LIMIT:
         raise ValueError(
             f"expected a model of at most {LIMIT} bytes, got {size}; try half precision or a part"

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from gossamer.adapters.dense_copy import dense_copy
 from gossamer.adapters.tensor_file import (
-    TAGS,
     TensorFile,
-    Weight,
     are_sizes,
     as_bytes,
     shorten,
@@ -41,7 +39,7 @@ _PATTERNS = {pattern.__name__: pattern for pattern in PATTERNS}
 
 
 def save_dense(
-    weights: nn.Module | Mapping[str, Weight],
+    weights: nn.Module | Mapping[str, Tensor | PackedWeight],
     path: Path | str,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -50,7 +48,7 @@ def save_dense(
 
     Parameters
     ----------
-    weights : Module, or mapping of str to Tensor, PackedWeight or SparseWeight
+    weights : Module, or mapping of str to Tensor or PackedWeight
         A module's sparse and packed layers are written as the dense layers they stand for, under
         their names. Tensors that share memory are written in full each.
     path : Path or str
@@ -79,8 +77,11 @@ def save_dense(
     if isinstance(weights, nn.Module):
         weights = dense_copy(weights).state_dict()
     for name, weight in weights.items():
-        if not callable(getattr(weight, "to_dense", None)):
-            raise TypeError(f"{name}: expected a tensor or a packed weight, got {type(weight)}")
+        if not isinstance(weight, Tensor | PackedWeight):
+            raise TypeError(
+                f"{name}: expected a tensor or a PackedWeight, got {type(weight).__name__}; "
+                "try its to_dense()"
+            )
     write_tensors(path, weights, {"format": "pt", **(metadata or {})})
 
 
@@ -280,7 +281,7 @@ def _checked(file: TensorFile, name: str, record: dict[str, Any]) -> Tensor:
 
 def _checksum(name: str, tensor: Tensor) -> int:
     """Return the CRC-32 of a tensor's name, type, shape and bytes."""
-    head = json.dumps([name, TAGS[tensor.dtype], list(tensor.shape)])
+    head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
     return zlib.crc32(as_bytes(tensor), zlib.crc32(head.encode()))
 
 

@@ -236,7 +236,7 @@ def write_tensors(
     Parameters
     ----------
     path : Path or str
-    tensors : mapping of str to Tensor, PackedWeight or SparseWeight
+    tensors : mapping of str to Tensor or PackedWeight
         On any device; the widest types come first in the file, so that all are aligned.
     metadata : mapping of str to str
 
