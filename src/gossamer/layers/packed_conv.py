@@ -115,7 +115,7 @@ class PackedConv2d(PackedStorage):
         """
         left, right, top, bottom = self.padding
         even = left == right and top == bottom
-        dense = skip_init(  # draws no random numbers
+        dense: nn.Conv2d = skip_init(  # draws no random numbers
             nn.Conv2d,
             self.in_channels,
             self.out_channels,
@@ -126,7 +126,7 @@ class PackedConv2d(PackedStorage):
             bias=self.bias is not None,
             device=self.values.device,
             dtype=self.values.dtype,
-        )
+        )  # pyright: ignore[reportAssignmentType]
         with torch.no_grad():
             dense.weight.copy_(self.weight.to_dense().view_as(dense.weight))
             if self.bias is not None and dense.bias is not None:

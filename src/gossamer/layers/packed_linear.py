@@ -62,14 +62,14 @@ class PackedLinear(PackedStorage):
 
     def to_dense(self) -> nn.Linear:
         """Return the layer with its zeros, as a copy; a clamp is left out."""
-        dense = skip_init(  # draws no random numbers
+        dense: nn.Linear = skip_init(  # draws no random numbers
             nn.Linear,
             self.in_features,
             self.out_features,
             bias=self.bias is not None,
             device=self.values.device,
             dtype=self.values.dtype,
-        )
+        )  # pyright: ignore[reportAssignmentType]
         with torch.no_grad():
             dense.weight.copy_(self.weight.to_dense())
             if self.bias is not None:
