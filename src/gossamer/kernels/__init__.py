@@ -3,6 +3,7 @@
 from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
+from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
@@ -26,6 +27,7 @@ __all__ = [
     "activation_sparse_matmul",
     "block_sparse_attention",
     "block_sparse_state",
+    "depthwise_conv",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
