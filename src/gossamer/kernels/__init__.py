@@ -4,6 +4,7 @@ from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.block_spmm import block_spmm
+from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
@@ -28,6 +29,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_state",
     "block_spmm",
+    "depthwise_conv",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
