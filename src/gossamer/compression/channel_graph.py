@@ -272,7 +272,8 @@ class _Walk:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dim not in (1, 1 - _ndim(node)):
             return self._pin(node)
-        parts = [self._channels(x, 1) for x in _flat(node.args[0])]
+        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+        parts = [self._channels(x, 1) for x in _flat(tensors)]
         return self._layout(node, 1, torch.cat(parts))
 
     def _same_order(self, node: fx.Node, kind: object, channels: Tensor) -> _Layout | None:
