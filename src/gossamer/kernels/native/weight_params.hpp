@@ -37,6 +37,27 @@ struct NmMatmulArgs {
     const uint8_t *indices;  // same shape
 };
 
+enum class Sums : int { int32 = 0, float32 = 1, uint8 = 2, int8 = 3 };
+
+// An int8 weight in groups of rows that share their columns, times uint8 or int8 positions;
+// gossamer.kernels.int8_weight.Int8Weight describes the tensors.
+struct Int8SpmmArgs {
+    const uint8_t *dense;  // [batch, columns, width], read as dense ^ flip
+    void *out;             // [batch, rows, width]
+    Sums kind;             // of `out`
+    int64_t batch, rows, columns, width;
+    int64_t dense_batch, dense_row, out_batch, out_row;  // strides in elements
+    uint8_t flip;
+    int64_t group;
+    const int64_t *starts;         // [groups + 1]
+    const int32_t *quads;          // [quads, 4]
+    const int8_t *values;          // [quads, group, 4]
+    const int32_t *begin;          // [rows]: what sums begin with
+    const float *factor, *offset;  // [rows]: of a sum on its way out, unless it stays an integer
+    float low, high;               // results are clamped to
+    int threads;
+};
+
 enum class GemvWay : int { gather = 0, spread = 1, expand = 2 };
 
 // A weight in slices, compressed rows or bit masks, times a few vectors.
@@ -116,6 +137,7 @@ struct DepthwiseConvArgs {
 // Entry points: name, record.
 #define GOSSAMER_WEIGHT_KERNELS(entry)   \
     entry(spmm, SpmmArgs)                \
+    entry(int8_spmm, Int8SpmmArgs)       \
     entry(nm_matmul, NmMatmulArgs)       \
     entry(sparse_gemv, SparseGemvArgs)   \
     entry(sparse_linear, SparseRowsArgs) \
