@@ -169,7 +169,7 @@ def _compressed(name: str, weight: PackedWeight) -> dict[str, Tensor]:
     rows, columns = weight.shape
     width = -(-columns // 8)
     bitmask = torch.zeros(rows * width, dtype=torch.uint8)
-    for _, row, column in entries(weight.support):
+    for row, column in entries(weight.support):
         bit = (1 << column % 8).to(torch.uint8)
         bitmask.index_add_(0, row * width + column // 8, bit)
     return {

@@ -58,25 +58,31 @@ def packed_problem(weight: PackedWeight) -> str | None:
     return _columns_problem(support) or _pattern_problem(support, weight.pattern)
 
 
-def entries(support: Support) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Go through a support by parts: the entries' numbers, their rows and columns, int64."""
-    for begin in range(0, len(support.columns), CHUNK):
-        entry = torch.arange(begin, min(begin + CHUNK, len(support.columns)))
-        row = torch.searchsorted(support.offsets, entry, right=True) - 1
-        yield entry, row, _columns(support, entry)
+def entries(support: Support) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go through a support by parts: the rows and columns of its entries, int64."""
+    for begin, end in _parts(0, len(support.columns)):
+        yield _rows(support, begin, end), _columns(support, begin, end).long()
 
 
 def _columns_problem(support: Support) -> str | None:
-    for entry, row, column in entries(support):
-        before = _columns(support, (entry - 1).clamp(min=0))
-        starts = entry == support.offsets[row]
-        wrong = (column < 0) | (column >= support.shape[1]) | ~starts & (column <= before)
+    width = support.shape[1]
+    for begin, end in _parts(0, len(support.columns)):
+        before = max(0, begin - 1)
+        column = _columns(support, before, end)
+        wrong = (column < 0) | (column >= width)
+        falls = column[1:] <= column[:-1]
+        first, last = torch.searchsorted(support.offsets, torch.tensor([before + 1, end])).tolist()
+        falls[support.offsets[first:last] - before - 1] = False  # where a row begins
+        wrong[1:] |= falls
         if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            after = "" if starts[at] else f" after {before[at].item()}"
+            at = before + int(wrong.nonzero()[0])
+            row = int(_rows(support, at, at + 1))
+            found = f"found {int(_columns(support, at, at + 1))}"
+            if at > int(support.offsets[row]):
+                found += f" after {int(_columns(support, at - 1, at))}"
             return (
-                f"columns: expected 0..{support.shape[1] - 1}, strictly ascending in each row, "
-                f"found {column[at].item()}{after} in row {row[at].item()}"
+                f"columns: expected 0..{width - 1}, strictly ascending in each row, {found} "
+                f"in row {row}"
             )
     return None
 
@@ -100,38 +106,56 @@ def _pattern_problem(support: Support, pattern: WeightPattern) -> str | None:
     if isinstance(pattern, NM):
         whole = _groups_hold(support, pattern)
     else:
-        whole = _blocks_whole(support, height, width)
+        whole = not len(support.columns) or _blocks_whole(support, height, width)
     return None if whole else f"columns: expected those of {pattern}, found others"
 
 
 def _groups_hold(support: Support, pattern: NM) -> bool:
     """Whether no entry has its n-th predecessor in its own group."""
-    for entry, row, column in entries(support):
-        earlier = entry - pattern.n
-        same_row = earlier >= support.offsets[row]
-        group = _columns(support, earlier.clamp(min=0)) // pattern.m
-        if bool((same_row & (group == column // pattern.m)).any()):
+    n, m = pattern.n, pattern.m
+    for begin, end in _parts(n, len(support.columns)):
+        group = _columns(support, begin, end) // m
+        suspects = (group == _columns(support, begin - n, end - n) // m).nonzero().flatten() + begin
+        rows = torch.searchsorted(support.offsets, suspects, right=True)
+        if bool((rows == torch.searchsorted(support.offsets, suspects - n, right=True)).any()):
             return False
     return True
 
 
 def _blocks_whole(support: Support, height: int, width: int) -> bool:
-    """Whether rows of a block agree, and columns come in aligned runs of `width`."""
-    if not len(support.columns):
-        return True
+    """Whether columns come in aligned runs of `width`, and the rows of a block agree."""
     counts = support.offsets.diff().reshape(-1, height)
     if bool(((counts != counts[:, :1]) | (counts % width != 0)).any()):
         return False
-    for entry, row, column in entries(support):
-        place = entry - support.offsets[row]
-        top = support.offsets[row // height * height] + place
-        start = _columns(support, entry - place % width)
-        run = (start % width == 0) & (column == start + place % width)
-        if not bool((run & (column == _columns(support, top))).all()):
+    step = torch.arange(width, dtype=torch.int32)
+    for begin, end in _parts(0, len(support.columns) // width, max(1, CHUNK // width)):
+        runs = _columns(support, begin * width, end * width).reshape(-1, width)
+        if bool((runs[:, 0] % width != 0).any()) or bool((runs != runs[:, :1] + step).any()):
+            return False
+    if height == 1:
+        return True
+    for begin, end in _parts(0, len(support.columns)):
+        row = _rows(support, begin, end)
+        first = support.offsets[row // height * height] - support.offsets[row]
+        first += torch.arange(begin, end)
+        if not torch.equal(support.columns[first], support.columns[begin:end]):
             return False
     return True
 
 
-def _columns(support: Support, entry: Tensor) -> Tensor:
-    columns = support.columns[entry].long()
+def _parts(begin: int, end: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    size = CHUNK if size is None else size
+    return ((first, min(first + size, end)) for first in range(begin, end, size))
+
+
+def _columns(support: Support, begin: int, end: int) -> Tensor:
+    columns = support.columns[begin:end].int()
     return columns & 0xFFFF if support.columns.dtype == torch.int16 else columns
+
+
+def _rows(support: Support, begin: int, end: int) -> Tensor:
+    """Return the rows of the entries from `begin` to before `end`, of which there is one."""
+    ends = torch.tensor([begin, end - 1])
+    first, last = (torch.searchsorted(support.offsets, ends, right=True) - 1).tolist()
+    counts = support.offsets[first : last + 2].clamp(begin, end).diff()
+    return torch.arange(first, last + 1).repeat_interleave(counts, output_size=end - begin)
