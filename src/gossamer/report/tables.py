@@ -155,6 +155,42 @@ def evidence_table(evidence: Evidence) -> Table:
     return table
 
 
+def figures_table(document: Mapping[str, Any]) -> Table:
+    """Lay out a kernel benchmark for the terminal.
+
+    Parameters
+    ----------
+    document : mapping
+        What ``gossamer bench`` writes.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table(
+        f"{document['suite'].capitalize()} kernels",
+        f"{document['machine']}, {document['threads']} threads, medians of "
+        f"{document['repeats']} interleaved rounds",
+    )
+    table.add_column("Measured", ratio=1)
+    for name in ("Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Holds", no_wrap=True)
+    for row in document["figures"]:
+        times = (row["milliseconds"], row["baseline_milliseconds"])
+        bar, holds = row["bar"], row["holds"]
+        table.add_row(
+            Text(row["name"]),
+            f"{row['density']:.3f}",
+            *(MISSING if ms is None else f"{ms:.2f}" for ms in times),
+            f"{row['ratio']:.2f}",
+            f"{row['spread']:.2f}",
+            MISSING if bar is None else f"{bar:.2f}",
+            MISSING if holds is None else "yes" if holds else "NO",
+        )
+    return table
+
+
 def title(document: Mapping[str, Any]) -> str:
     """Name a comparison by its model, context, precision and device."""
     context = document.get("context")

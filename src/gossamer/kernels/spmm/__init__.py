@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import register
+from gossamer.kernels.library import constant, register
 from gossamer.kernels.packed import DTYPES, PackedWeight, pack
 from gossamer.kernels.spmm import reference
 from gossamer.kernels.validation import unit_stride
@@ -123,7 +123,7 @@ def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
     return bias.detach().contiguous()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _parts(weight: PackedWeight, impl: str) -> tuple[list[Tensor], int]:
     """The tensors of the weight that an implementation reads, and how wide its panels are."""
     support = weight.support
