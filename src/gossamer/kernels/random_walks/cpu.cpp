@@ -1,7 +1,7 @@
 // Random walks on the CPU: the walkers of an edge go in small groups, so that their loads
-// overlap. Walkers that cannot arrive below the limit any more are dropped: a bounded search
-// from the target knows how much every vertex near it still has to pay. What is reported is
-// what the plain walks would report.
+// overlap. A walker that is no better than one that arrived is dropped, which changes nothing
+// in what is reported. (Most walkers die early in dead ends: a search from the target, to drop
+// those that cannot arrive, costs more than it saves.)
 #include "../native/simd.hpp"
 #include "../native/walk_params.hpp"
 
@@ -10,8 +10,7 @@ namespace {
 
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
 constexpr float INFINITE = __builtin_inff();
-constexpr int64_t GROUP = 8;    // walkers in step
-constexpr int64_t SCOUTS = 32;  // walkers sent before a search from the target pays
+constexpr int64_t GROUP = 16;  // walkers in step
 
 GOSSAMER_INLINE uint64_t mix(uint64_t x) {
     x += GOLDEN;
@@ -20,97 +19,14 @@ GOSSAMER_INLINE uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-// Shortest resistances to one vertex, as far as room allows; a lower bound beyond.
-class Ball {
-  public:
-    // Dijkstra from `target`, no further than `radius`.
-    void grow(const RandomWalksArgs &a, int64_t target, double radius) {
-        if (++epoch_ == 0) {  // stamps of 2^32 balls ago would look new
-            for (Entry &entry : table_) entry.epoch = 0;
-            epoch_ = 1;
-        }
-        beyond_ = radius;
-        int64_t waiting = 0, settled = 0;
-        push(waiting, 0.0, static_cast<int32_t>(target));
-        while (waiting > 0) {
-            const double distance = heap_[0].distance;
-            const int32_t vertex = heap_[0].vertex;
-            const int64_t first = a.rows[2 * vertex], degree = a.rows[2 * vertex + 1];
-            if (settled == ROOM || waiting + degree > WAITING) {  // nothing nearer is unknown
-                beyond_ = distance;
-                return;
-            }
-            pop(waiting);
-            Entry &entry = at(vertex);
-            if (entry.epoch == epoch_) continue;
-            entry = {vertex, epoch_, distance};
-            ++settled;
-            for (int64_t slot = first; slot < first + degree; ++slot) {
-                const double next = distance + static_cast<double>(a.resistance[slot]);
-                if (next < radius && at(a.neighbour[slot]).epoch != epoch_)
-                    push(waiting, next, a.neighbour[slot]);
-            }
-        }
-    }
-
-    double least(int32_t vertex) {
-        const Entry &entry = at(vertex);
-        return entry.epoch == epoch_ ? entry.distance : beyond_;
-    }
-
-  private:
-    static constexpr int64_t ROOM = 1024, CELLS = 4096, WAITING = 4096;
-    struct Entry {
-        int32_t vertex;
-        uint32_t epoch;
-        double distance;
-    };
-    struct Item {
-        double distance;
-        int32_t vertex;
-    };
-
-    // The vertex's cell, or the free cell where it belongs.
-    Entry &at(int32_t vertex) {
-        uint32_t cell = (static_cast<uint32_t>(vertex) * 2654435769u) >> 20;
-        while (table_[cell].epoch == epoch_ && table_[cell].vertex != vertex)
-            cell = (cell + 1) % CELLS;
-        return table_[cell];
-    }
-
-    void push(int64_t &waiting, double distance, int32_t vertex) {
-        int64_t i = waiting++;
-        for (; i > 0 && heap_[(i - 1) / 2].distance > distance; i = (i - 1) / 2)
-            heap_[i] = heap_[(i - 1) / 2];
-        heap_[i] = {distance, vertex};
-    }
-
-    void pop(int64_t &waiting) {
-        const Item last = heap_[--waiting];
-        int64_t i = 0;
-        for (int64_t child = 1; child < waiting; child = 2 * i + 1) {
-            if (child + 1 < waiting && heap_[child + 1].distance < heap_[child].distance) ++child;
-            if (heap_[child].distance >= last.distance) break;
-            heap_[i] = heap_[child];
-            i = child;
-        }
-        heap_[i] = last;
-    }
-
-    Entry table_[CELLS] = {};
-    Item heap_[WAITING];
-    uint32_t epoch_ = 0;
-    double beyond_ = 0;
-};
-
 struct Arrival {
     float resistance = INFINITE;
     int32_t walker = -1, steps = 0;
 };
 
-// Walk [begin, end) of at most GROUP walkers below `bound`; `ball` may be null.
+// Walk [begin, end), at most GROUP walkers, below `bound`.
 void walk_group(const RandomWalksArgs &a, int64_t edge, uint64_t edge_key, int64_t begin,
-                int64_t end, float bound, Ball *ball, double reachable, Arrival &arrival) {
+                int64_t end, float bound, Arrival &arrival) {
     const int32_t target = static_cast<int32_t>(a.target[edge]);
     uint64_t key[GROUP];
     int32_t vertex[GROUP], before[GROUP], number[GROUP];
@@ -144,8 +60,6 @@ void walk_group(const RandomWalksArgs &a, int64_t edge, uint64_t edge_key, int64
                 if (better) found = {sum, number[i], static_cast<int32_t>(step + 1)};
                 continue;
             }
-            if (ball != nullptr && static_cast<double>(sum) + ball->least(next) >= reachable)
-                continue;
             key[alive] = key[i];
             before[alive] = vertex[i];
             vertex[alive] = next;
@@ -158,29 +72,17 @@ void walk_group(const RandomWalksArgs &a, int64_t edge, uint64_t edge_key, int64
 }
 
 // The bound falls with every arrival, and a later walker must be strictly better to count.
-Arrival walk_edge(const RandomWalksArgs &a, int64_t edge, Ball &ball) {
+Arrival walk_edge(const RandomWalksArgs &a, int64_t edge) {
     const uint64_t ends =
         static_cast<uint64_t>(a.source[edge]) << 32 | static_cast<uint64_t>(a.target[edge]);
     const uint64_t edge_key = mix(mix(ends) + a.seed);
     Arrival arrival;
-    Ball *known = nullptr;
     float bound = a.limit[edge];
-    // Walkers sum in float32: T roundings may make a path look cheaper by this share.
-    const double slack = 1 - 4e-7 * static_cast<double>(a.max_steps + 2);
-    double reachable = 0;
     for (int64_t w = 0; w < a.walkers; w += GROUP) {
-        if (w == SCOUTS && bound < INFINITE && slack > 0) {
-            reachable = static_cast<double>(bound) / slack;
-            ball.grow(a, a.target[edge], reachable);
-            known = &ball;
-            if (ball.least(static_cast<int32_t>(a.source[edge])) >= reachable) break;
-        }
-        walk_group(a, edge, edge_key, w, min64(w + GROUP, a.walkers), bound, known, reachable,
-                   arrival);
+        walk_group(a, edge, edge_key, w, min64(w + GROUP, a.walkers), bound, arrival);
         if (arrival.walker < 0) continue;
         if (!a.best) break;
         bound = arrival.resistance;
-        reachable = static_cast<double>(bound) / slack;
     }
     return arrival;
 }
@@ -188,16 +90,12 @@ Arrival walk_edge(const RandomWalksArgs &a, int64_t edge, Ball &ball) {
 }  // namespace
 
 void random_walks(const RandomWalksArgs &a) {
-#pragma omp parallel num_threads(a.threads)
-    {
-        Ball ball;
-#pragma omp for schedule(dynamic, 16)
-        for (int64_t edge = 0; edge < a.edges; ++edge) {
-            const Arrival arrival = walk_edge(a, edge, ball);
-            a.found[edge] = arrival.resistance;
-            a.walker[edge] = arrival.walker;
-            a.steps[edge] = arrival.steps;
-        }
+#pragma omp parallel for schedule(dynamic, 16) num_threads(a.threads)
+    for (int64_t edge = 0; edge < a.edges; ++edge) {
+        const Arrival arrival = walk_edge(a, edge);
+        a.found[edge] = arrival.resistance;
+        a.walker[edge] = arrival.walker;
+        a.steps[edge] = arrival.steps;
     }
 }
 
