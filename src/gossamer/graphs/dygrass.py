@@ -146,14 +146,13 @@ components=None)
         """
         pairs, weight = weighted_batch(edges, weights, self._graph.vertices)
         known = self._graph.has(pairs)
-        old = pairs[known]
-        self._graph.increase(old, weight[known])
-        kept = self._sparsifier.has(old)
-        self._sparsifier.increase(old[kept], weight[known][kept])
+        old, more = pairs[known], weight[known]
         pairs, weight = pairs[~known], weight[~known]
         limit = torch.from_numpy(self.distortion / weight).float()
-        found = self._walk(self._sparsifier, pairs, "first", limit)
-        critical = found.walker.cpu().numpy() < 0
+        critical = self._walk(self._sparsifier, pairs, "first", limit).walker.cpu().numpy() < 0
+        kept = self._sparsifier.has(old)
+        self._graph.increase(old, more)
+        self._sparsifier.increase(old[kept], more[kept])
         self._graph.add(pairs, weight)
         self._sparsifier.add(pairs[critical], weight[critical])
         self._batch += 1

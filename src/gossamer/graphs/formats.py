@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.io import mminfo, mmread, mmwrite
+from scipy.io import mmwrite
 from scipy.sparse import coo_array, csr_array, issparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -251,21 +251,40 @@ def read_graph(path: Path | str) -> csr_array:
 
 
 def _read_mtx(path: Path, size: int) -> csr_array:
-    rows, columns, entries, layout, _, _ = mminfo(path)
-    if layout != "coordinate" or rows != columns:
-        raise FormatError(
-            path, f"expected a square coordinate matrix, found {rows} x {columns} {layout}"
-        )
-    if max(rows, entries) > size:
-        raise FormatError(
-            path, f"expected at most {size} rows and entries in {size} bytes, found {rows} rows "
-            f"and {entries} entries"
-        )  # fmt: skip
-    matrix = coo_array(mmread(path))
-    off = matrix.data[matrix.row != matrix.col]
-    if len(off) and not np.iscomplexobj(off) and bool((off < 0).all()):
-        return from_laplacian(matrix)
-    return as_adjacency(matrix)
+    """Read a coordinate matrix; scipy's own reader crashes on some damaged files."""
+    with path.open(encoding="utf-8") as file:
+        banner = file.readline().lower().split()
+        line = file.readline()
+        while line.startswith("%") or (line and not line.strip()):
+            line = file.readline()
+        if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or len(banner) != 5:
+            raise FormatError(path, "expected '%%MatrixMarket matrix coordinate ...' on top")
+        field, symmetry = banner[3:]
+        if field not in ("real", "integer", "pattern") or symmetry not in ("general", "symmetric"):
+            raise FormatError(path, f"expected a real symmetric matrix, found {field} {symmetry}")
+        rows, columns, entries = (int(word) for word in line.split())
+        if rows != columns or not (0 <= rows <= size and 0 <= entries <= size):
+            raise FormatError(
+                path, f"found {rows} x {columns} with {entries} entries in {size} bytes"
+            )
+        width = 2 if field == "pattern" else 3
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data", UserWarning)
+            table = np.loadtxt(file, comments="%", ndmin=2).reshape(-1, width)
+    if len(table) != entries:
+        raise FormatError(path, f"expected {entries} entries, found {len(table)}")
+    ends, weight = table[:, :2], table[:, 2] if width == 3 else np.ones(entries)
+    if not bool(((ends >= 1) & (ends <= rows) & (ends % 1 == 0)).all()):
+        raise FormatError(path, f"expected indices in 1..{rows}, found others")
+    row, column = ends.T.astype(np.int64) - 1
+    matrix = coo_array((weight, (row, column)), shape=(rows, rows))
+    if symmetry == "symmetric":
+        off = row != column
+        mirrored = coo_array((weight[off], (column[off], row[off])), shape=(rows, rows))
+        matrix = coo_array(matrix + mirrored)
+    return (
+        from_laplacian(matrix) if bool((weight[row != column] < 0).all()) else as_adjacency(matrix)
+    )
 
 
 def _read_metis(path: Path, size: int) -> csr_array:
