@@ -1,4 +1,6 @@
 """dyGRASS: short random walks keep a spectral sparsifier current while edges come and go."""
+# pyright: reportOptionalSubscript=false
+# scipy carries no types, and what is inferred lets a matrix have no shape.
 
 import warnings
 from math import inf

@@ -1,4 +1,6 @@
 """Graphs in and out: scipy.sparse, torch, networkx, edge_index, Matrix Market and METIS."""
+# pyright: reportOptionalSubscript=false
+# scipy carries no types, and what is inferred lets a matrix have no shape.
 
 import sys
 import warnings
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.io import mmwrite
-from scipy.sparse import coo_array, csr_array, issparse
+from scipy.sparse import coo_array, csr_array, diags_array, issparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -62,7 +64,8 @@ def as_adjacency(graph: Any) -> csr_array:
         raise ValueError(f"expected a square matrix, got {list(graph.shape)}")
     if np.iscomplexobj(graph):
         raise TypeError(f"expected real weights, got {graph.dtype}")
-    entries = coo_array(graph).astype(np.float64)
+    entries = coo_array(graph)
+    entries.data = entries.data.astype(np.float64)
     off = entries.row != entries.col
     if bool(entries.data[~off].any()):
         warnings.warn(
@@ -107,8 +110,8 @@ def laplacian(graph: Any) -> csr_array:
     """
     adjacency = as_adjacency(graph)
     n = adjacency.shape[0]
-    degree = coo_array((adjacency.sum(axis=1), (np.arange(n), np.arange(n))), shape=(n, n))
-    return csr_array(degree - adjacency)
+    degree = csr_array(diags_array(adjacency.sum(axis=1), shape=(n, n)))
+    return degree - adjacency
 
 
 def from_laplacian(matrix: Any) -> csr_array:

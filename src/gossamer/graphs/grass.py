@@ -1,4 +1,6 @@
 """GRASS: a spanning tree, and the off-tree edges that distort the spectrum most."""
+# pyright: reportOptionalSubscript=false
+# scipy carries no types, and what is inferred lets a matrix have no shape.
 
 from math import ceil, log2
 from typing import Any
@@ -171,7 +173,7 @@ def _heat(
 
 def _apart(sparsifier: csr_array, spare: coo_array, order: Ints, radius: int, count: int) -> Ints:
     """The first `count` edges in `order` with no end near an edge taken before."""
-    starts, neighbours = sparsifier.indptr.tolist(), sparsifier.indices.tolist()
+    starts, neighbours = list(sparsifier.indptr), sparsifier.indices.tolist()
     near = bytearray(sparsifier.shape[0])
     taken: list[int] = []
     ends = zip(order.tolist(), spare.row[order].tolist(), spare.col[order].tolist(), strict=True)

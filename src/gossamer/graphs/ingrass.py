@@ -1,4 +1,6 @@
 """inGRASS: clusters of small resistance, found once, decide which inserted edges to keep."""
+# pyright: reportOptionalSubscript=false
+# scipy carries no types, and what is inferred lets a matrix have no shape.
 
 from math import ceil
 from typing import Any
@@ -181,7 +183,7 @@ def _clusters(sparsifier: csr_array, seed: int) -> list[Ints]:
 
 
 def _resistances(
-    adjacency: csr_array, row: Ints, col: Ints, weight: Floats, draw: np.random.Generator
+    adjacency: csr_array, row: Ints, col: Ints, weight: Any, draw: np.random.Generator
 ) -> Floats:
     """Resistance of each edge in the space of smoothed random vectors."""
     n = adjacency.shape[0]

@@ -1,4 +1,6 @@
 """How well one graph stands for another: relative condition number, effective resistance."""
+# pyright: reportOptionalSubscript=false
+# scipy carries no types, and what is inferred lets a matrix have no shape.
 
 import warnings
 from dataclasses import dataclass
@@ -93,6 +95,17 @@ class GroundedSolver:
         return found
 
 
+class _Inverse(LinearOperator):
+    """A solver for vectors without vertex 0, as scipy's iterations want it."""
+
+    def __init__(self, solver: GroundedSolver) -> None:
+        super().__init__(np.dtype(np.float64), solver.grounded.shape)
+        self._solver = solver
+
+    def _matvec(self, x: Floats) -> Floats:
+        return self._solver.solve(np.concatenate([[0.0], np.ravel(x)]))[1:]
+
+
 def check_connected(graph: csr_array) -> None:
     """Refuse a graph of no or several components.
 
@@ -171,19 +184,13 @@ def _largest(matrix: Any, solver: GroundedSolver, tol: float, seed: int) -> floa
     n = matrix.shape[0]
     if n < DENSE:
         return float(eigvalsh(matrix.toarray(), solver.grounded.toarray())[-1])
-    start = np.random.default_rng(seed).standard_normal(n)
-    inverse = LinearOperator(
-        (n, n),
-        matvec=lambda x: solver.solve(np.concatenate([[0.0], np.ravel(x)]))[1:],
-        dtype=np.float64,
-    )
     found = eigsh(
         matrix,
         k=1,
         M=solver.grounded,
-        Minv=inverse,
-        v0=start,
-        tol=tol / 10,
+        Minv=_Inverse(solver),
+        v0=np.random.default_rng(seed).standard_normal(n),
+        tol=tol / 10,  # pyright: ignore[reportArgumentType]
         return_eigenvectors=False,
     )
     return float(found[0])
@@ -218,20 +225,14 @@ def preconditioned_iterations(
             f"expected {matrix.shape[0]} vertices in both, got {solver.laplacian.shape[0]}"
         )
     check_connected(matrix)
-    right = np.random.default_rng(seed).standard_normal(matrix.shape[0])
-    right -= right.mean()
+    right = np.random.default_rng(seed).standard_normal(matrix.shape[0] - 1)
     steps = 0
 
     def count(x: Floats) -> None:
         nonlocal steps
         steps += 1
 
-    def precondition(x: Floats) -> Floats:
-        found = solver.solve(np.ravel(x) - np.mean(x))
-        return found - found.mean()
-
-    inverse = LinearOperator(matrix.shape, matvec=precondition, dtype=np.float64)
-    code = cg(matrix, right, rtol=rtol, atol=0.0, M=inverse, callback=count)[1]
+    code = cg(matrix[1:, 1:], right, rtol=rtol, atol=0.0, M=_Inverse(solver), callback=count)[1]
     if code:
         warnings.warn(f"no solution after {steps} steps", ConvergenceWarning, stacklevel=2)
     return steps

@@ -93,7 +93,8 @@ def weighted_batch(
     if not bool((np.isfinite(given) & (given > 0)).all()):
         raise ValueError("expected positive, finite weights, got at least one other")
     distinct, place = distinct_pairs(pairs, vertices)
-    return distinct, np.bincount(place, given, minlength=len(distinct))
+    summed = np.bincount(place, given, minlength=len(distinct))  # of ints when empty
+    return distinct, summed.astype(np.float64)
 
 
 def distinct_pairs(pairs: Ints, vertices: int) -> tuple[Ints, Ints]:

@@ -63,9 +63,14 @@ def search(
     found_steps: Tensor,
 ) -> None:
     """Fill the resistance, walker and steps [edges] of the walker to report for each edge."""
+    if not neighbour.numel():
+        found.fill_(torch.inf)
+        found_walker.fill_(-1)
+        found_steps.fill_(0)
+        return
     together = max(1, LANES // walkers)
     number = torch.arange(walkers, device=source.device)
-    for start in range(0, len(source) if neighbour.numel() else 0, together):
+    for start in range(0, len(source), together):
         ends = source[start : start + together, None], target[start : start + together, None]
         shape = (len(ends[0]), walkers)
         arrived = torch.full(shape, torch.inf, device=source.device)
@@ -97,8 +102,6 @@ def search(
         found[rows_of] = resistance_found[:, 0]
         found_steps[rows_of] = taken.gather(1, walker)[:, 0]
         found_walker[rows_of] = walker.masked_fill(resistance_found.isinf(), -1)[:, 0].int()
-    if not neighbour.numel():
-        found.fill_(torch.inf), found_walker.fill_(-1), found_steps.fill_(0)
 
 
 def trace(
