@@ -63,8 +63,8 @@ def walk_stream(graph: csr_array, count: int, *, steps: int | None, seed: int = 
     >>> walk_stream(delaunay(100), 30, steps=6).shape
     (30, 2)
     """
-    n, draw = graph.shape[0], np.random.default_rng(seed)
-    degree = np.diff(graph.indptr)
+    draw, degree = np.random.default_rng(seed), np.diff(graph.indptr)
+    n = len(degree)
     old = graph.tocoo()
     known = old.row.astype(np.int64) * n + old.col
     found = np.zeros(0, dtype=np.int64)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.io import mmwrite
-from scipy.sparse import coo_array, csr_array, diags_array, issparse
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array, csgraph, csr_array, issparse
 from torch import Tensor
 
 from gossamer.errors import FormatError
@@ -108,10 +107,7 @@ def laplacian(graph: Any) -> csr_array:
     >>> laplacian(csr_array(np.array([[0, 3], [3, 0]]))).toarray().tolist()
     [[3.0, -3.0], [-3.0, 3.0]]
     """
-    adjacency = as_adjacency(graph)
-    n = adjacency.shape[0]
-    degree = csr_array(diags_array(adjacency.sum(axis=1), shape=(n, n)))
-    return degree - adjacency
+    return csr_array(csgraph.laplacian(as_adjacency(graph)))
 
 
 def from_laplacian(matrix: Any) -> csr_array:
@@ -134,7 +130,7 @@ def from_laplacian(matrix: Any) -> csr_array:
         raise TypeError(f"expected a scipy.sparse array, got {type(matrix).__name__}")
     entries = coo_array(matrix)
     off = entries.row != entries.col
-    data = (-entries.data[off], (entries.row[off], entries.col[off]))
+    data = (np.negative(entries.data[off]), (entries.row[off], entries.col[off]))
     return as_adjacency(coo_array(data, shape=matrix.shape))
 
 
@@ -220,7 +216,7 @@ def largest_component(graph: Any) -> csr_array:
     (2, 2)
     """
     adjacency = as_adjacency(graph)
-    labels = connected_components(adjacency, directed=False)[1]
+    labels = csgraph.connected_components(adjacency, directed=False)[1]
     kept = np.flatnonzero(labels == np.bincount(labels).argmax()) if len(labels) else labels
     return adjacency[kept][:, kept]
 
