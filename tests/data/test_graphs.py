@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-from gossamer.data.graphs import delaunay, walk_stream
+from gossamer.data import graphs
+from gossamer.data.graphs import cached_graph, delaunay, power_grid, read_matpower, walk_stream
+from gossamer.errors import FormatError
 from gossamer.testing.graphs import connected_graph, edge_set
 
 
@@ -41,3 +43,37 @@ def test_longer_walks_reach_further():
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="expected 50 new edges within reach, found"):
         walk_stream(connected_graph(6, 2), 50, steps=3)
+
+
+CASE = """function mpc = small
+mpc.bus = [ 10 1; 20 1; 30 1; 40 1; 50 1 ];
+mpc.branch = [
+\t10\t20\t0.1\t0.5\t0;  % a comment
+\t20\t10\t0.1\t-0.25\t0;
+\t20 30 0 2 0; 30 30 0 1 0; 10 30 0 0 0
+\t40 50 0 1 0;
+];
+mpc.gencost = [ 1 2 ];
+"""
+
+
+def test_a_power_grid_is_read_from_its_branches(tmp_path):
+    path = tmp_path / "small.m"
+    path.write_text(CASE)
+    assert edge_set(read_matpower(path)) == {(0, 1): 2 + 4, (1, 2): 0.5}
+    for broken in ("", CASE.replace("];", ""), CASE.replace("0.5", "half"), "mpc.branch = [];",
+                   CASE.replace("0.5", "nan")):  # fmt: skip
+        path.write_text(broken)
+        with pytest.raises(FormatError, match=r"small\.m: expected"):
+            read_matpower(path)
+
+
+def test_the_power_grid_is_fetched_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        graphs, "read_part", lambda part, directory: calls.append(part) or CASE.encode()
+    )
+    assert edge_set(power_grid()) == edge_set(power_grid()) != {}
+    assert calls == [graphs.PEGASE]
+    assert cached_graph("case9241pegase.m") is not None and cached_graph("other") is None
