@@ -223,6 +223,18 @@ def test_without_arrivals_a_shortest_path_is_the_last_resort():
     assert edge_set(live.sparsifier) == edge_set(live.graph)
 
 
+def test_ends_of_different_deleted_edges_are_joined_too():
+    """Both ends of a long line hang on one edge outside it, and H lacks the line's middle."""
+    line = np.zeros((14, 14))
+    for u, v in [*((v, v + 1) for v in range(11)), (0, 12), (12, 13), (11, 13)]:
+        line[u, v] = line[v, u] = 1
+    part = line.copy()
+    part[5, 6] = part[6, 5] = 0
+    live = DynamicSparsifier(csr_array(line), csr_array(part), distortion=5)
+    assert live.delete([[0, 12], [11, 13]]) == UpdateReport(removed=2, fallback=1, components=2)
+    check_whole(live)
+
+
 def test_recovery_adds_the_edges_of_short_walks():
     live = DynamicSparsifier(
         MESH, spectral_sparsify(MESH, density=1.0), distortion=5, walkers=1, max_steps=1

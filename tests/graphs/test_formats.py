@@ -51,6 +51,11 @@ def test_every_way_in_and_back_gives_the_same_graph():
     np.testing.assert_array_equal(laplacian(GRAPH).toarray(), dense_laplacian(GRAPH))
 
 
+def test_graphs_without_edges_have_empty_rows():
+    assert as_adjacency(nx.Graph()).shape == (0, 0)
+    assert as_adjacency(nx.empty_graph(3)).shape == (3, 3)
+
+
 def test_the_result_is_a_copy():
     found = as_adjacency(GRAPH)
     found.data[:] = 9

@@ -138,7 +138,7 @@ def test_any_graph(impl, vertices, count, report, walkers, max_steps, seed):
 @pytest.mark.parametrize("report", ["best", "first"])
 @pytest.mark.parametrize("limit", [6.0, 14.0, 40.0])
 def test_native_reports_what_the_reference_reports(isa, report, limit):
-    """Larger than the native search from the target can hold, so that it is cut off."""
+    """A grid with holes, where some targets are within the limit and some are not."""
     side = 48
     edges = {}
     draw = np.random.default_rng(0)

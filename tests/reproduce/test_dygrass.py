@@ -33,11 +33,21 @@ def test_the_exactness_claim_notices_another_walker(small, monkeypatch):
 
 
 def test_the_quality_claims_notice_a_sparsifier_that_was_not_updated(small):
-    update, chance = dygrass._quality([small], SIZE, None)
+    update, chance = dygrass._quality([small], SIZE, "")
     assert update.holds and float(update.ours) < float(update.baseline)
     assert float(chance.ours) == float(update.ours)
     idle = replace(small, updated=small.sparse)
-    assert not any(claim.holds for claim in dygrass._quality([idle], SIZE, None))
+    assert not any(claim.holds for claim in dygrass._quality([idle], SIZE, ""))
+
+
+def test_the_others_are_measured_beside_it(small):
+    old, ours, ingrass, grass, local, uniform = dygrass._beside(small)
+    assert f"ours at density {small.live.density:.3f}" in ours
+    figures = [float(note.split(" has ")[1].split()[0]) for note in (old, ours, ingrass, grass)]
+    steps = [int(note.split()[-2]) for note in (old, ours, ingrass, grass)]
+    assert max(figures) == figures[0] and max(steps) == steps[0] > 10
+    assert ours.split()[3] == grass.split()[5]  # at one density
+    assert local.startswith("6-step walks: no update") and "random" in uniform
 
 
 def test_random_edges_are_as_many_and_of_the_stream(small):

@@ -251,10 +251,15 @@ components=None)
         walker = torch.arange(RECOVERY_WALKERS).repeat(2 * len(pairs))
         added = self._keep(self._trace(both, walker, RECOVERY_STEPS))
         count, whole = connected_components(self.graph, directed=False)
-        for p, q in pairs:
-            pieces = connected_components(self.sparsifier, directed=False)[1]
+        pieces = connected_components(self.sparsifier, directed=False)[1]
+        # Two ends of different edges may be apart too: every end meets the first of its component.
+        ends = np.unique(pairs)
+        first = np.unique(whole[ends], return_index=True, return_inverse=True)[1:]
+        meet = np.stack([ends, ends[first[0]][first[1]]], axis=1)
+        for p, q in np.concatenate([pairs, meet]):
             if pieces[p] != pieces[q] and whole[p] == whole[q]:
                 added += self._keep(self._shortest(int(p), int(q)))
+                pieces = connected_components(self.sparsifier, directed=False)[1]
         return added, int(count)
 
     def _shortest(self, p: int, q: int) -> Ints:

@@ -49,7 +49,8 @@ def as_adjacency(graph: Any) -> csr_array:
     """
     networkx = sys.modules.get("networkx")  # not imported yet: then `graph` is none of its own
     if networkx is not None and isinstance(graph, networkx.Graph):
-        graph = networkx.to_scipy_sparse_array(graph, format="coo")
+        empty = coo_array((0, 0))  # which networkx refuses to convert
+        graph = networkx.to_scipy_sparse_array(graph, format="coo") if len(graph) else empty
     elif isinstance(graph, Tensor) and graph.layout != torch.strided:
         parts = graph.detach().cpu().to_sparse_coo().coalesce()
         indices = parts.indices().numpy()

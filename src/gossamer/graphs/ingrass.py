@@ -30,7 +30,7 @@ class InGRASS:
     Set-up: the sparsifier's vertices are matched into clusters of growing resistance diameter,
     level by level, by low-resistance edges; resistances come from 15 smoothed random vectors.
     Update: an edge between two clusters that the sparsifier joins already gives its weight to
-    the edges there; any other edge is added.
+    the edges there; any other edge is added, even one that the graph had and H did not.
 
     Based on "inGRASS: Incremental Graph Spectral Sparsification via Low-Resistance-Diameter
     Decomposition" (arXiv 2402.16990) and its code. Insertions only. Weights change, so judge it
@@ -146,7 +146,7 @@ class InGRASS:
         )
         return UpdateReport(
             added=len(fresh),
-            dropped=len(pairs) - len(fresh) - int(known.sum()),
+            dropped=len(pairs) - len(set(fresh) | set(np.flatnonzero(known[order]).tolist())),
             reweighted=int(known.sum()),
         )
 
@@ -205,16 +205,23 @@ def _resistances(
 
 
 def _match(row: Ints, col: Ints, united: Floats, diameter: Floats) -> tuple[Ints, Floats]:
-    """Unite pairs greedily by least diameter; return the new cluster of each, and its diameter."""
-    mate = np.full(len(diameter), -1).tolist()
+    """Unite pairs greedily by least diameter; return the new cluster of each, and its diameter.
+
+    An edge that is the first of both its ends is one that the greedy pass takes, so each round
+    takes all of those and drops their neighbours; a handful of rounds does it.
+    """
     order = np.argsort(united, kind="stable")
-    pairs = zip(row[order].tolist(), col[order].tolist(), united[order].tolist(), strict=True)
-    grown = diameter.tolist()
-    for p, q, size in pairs:
-        if mate[p] < 0 and mate[q] < 0:
-            mate[p], mate[q], grown[min(p, q)] = q, p, size
-    other = np.array(mate, dtype=np.int64)
-    vertex = np.arange(len(other))
-    leader = np.where(other < 0, vertex, np.minimum(vertex, other))
-    leaders, parent = np.unique(leader, return_inverse=True)
-    return parent, np.array(grown)[leaders]
+    row, col, united = row[order], col[order], united[order]
+    vertex = np.arange(len(diameter))
+    mate, grown, first = vertex.copy(), diameter.copy(), vertex.copy()
+    while len(row):
+        place = np.arange(len(row))
+        ends = np.stack([row, col], axis=1).ravel()
+        first[ends[::-1]] = place.repeat(2)[::-1]  # of several, the last written stays
+        taken = (first[row] == place) & (first[col] == place)
+        p, q = row[taken], col[taken]
+        mate[p], mate[q], grown[np.minimum(p, q)] = q, p, united[taken]
+        free = (mate[row] == row) & (mate[col] == col)
+        row, col, united = row[free], col[free], united[free]
+    leaders, parent = np.unique(np.minimum(vertex, mate), return_inverse=True)
+    return parent, grown[leaders]

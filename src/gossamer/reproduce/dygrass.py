@@ -27,6 +27,7 @@ from gossamer.graphs import (
     DynamicSparsifier,
     InGRASS,
     UpdateReport,
+    preconditioned_iterations,
     read_graph,
     relative_condition_number,
     spectral_sparsify,
@@ -62,7 +63,8 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     try:
         runs = [_run(delaunay(size.vertices, seed=s), s) for s in range(seed, seed + size.seeds)]
         yield _exactness(runs[0], seed)
-        yield from _quality(runs, size, seed if scale == "full" else None)
+        notes = "; without a threshold: " + "; ".join(_beside(runs[0])) if scale == "full" else ""
+        yield from _quality(runs, size, notes)
         yield from _economy(runs, size)
         yield _deletions(runs, size)
         yield from _speed(runs, size)
@@ -86,9 +88,8 @@ class _Run:
     updated: csr_array  # dyGRASS's sparsifier of it
 
     def condition(self, sparsifier: csr_array, graph: csr_array | None = None) -> float:
-        return relative_condition_number(
-            self.final if graph is None else graph, sparsifier
-        ).condition
+        whole = self.final if graph is None else graph
+        return relative_condition_number(whole, sparsifier).condition
 
     @property
     def added(self) -> int:
@@ -157,14 +158,11 @@ def _setting(size: _Size) -> str:
     )
 
 
-def _quality(runs: list[_Run], size: _Size, streams_seed: int | None) -> Iterator[Claim]:
+def _quality(runs: list[_Run], size: _Size, notes: str) -> Iterator[Claim]:
     """Compare condition numbers after the stream."""
     ours = [run.condition(run.updated) for run in runs]
     density = ", ".join(f"{run.live.density:.3f}" for run in runs)
     start = _listed(run.condition(run.sparse, run.start) for run in runs)
-    others = ""
-    if streams_seed is not None:
-        others = "; other streams, without a threshold: " + "; ".join(_streams(runs[0]))
     for name, criterion, factor, sparsifiers in (
         ("no update", "<= 0.65 x baseline", 0.65, [run.sparse for run in runs]),
         ("random edges of the same number", "<= 0.92 x baseline", 0.92,
@@ -179,16 +177,34 @@ def _quality(runs: list[_Run], size: _Size, streams_seed: int | None) -> Iterato
             ours=_listed(ours),
             criterion=f"{criterion}, on each seed",
             holds=all(a <= factor * b for a, b in zip(ours, baseline, strict=True)),
-            setting=f"{_setting(size)}; before the stream {start}; densities {density}{others}",
+            setting=f"{_setting(size)}; before the stream {start}; densities {density}{notes}",
         )
+
+
+def _density(part: csr_array) -> float:
+    return part.nnz / 2 / (len(part.indptr) - 1)
 
 
 def _listed(figures: Iterator[float] | list[float]) -> str:
     return ", ".join(f"{figure:.1f}" for figure in figures)
 
 
-def _streams(first: _Run) -> Iterator[str]:
-    """The same mesh under a local and a uniform stream."""
+def _beside(first: _Run) -> Iterator[str]:
+    """The other sparsifiers of the first mesh, and that mesh under a local and a uniform stream."""
+    other = InGRASS(first.start, first.sparse, target_condition=10, seed=first.seed)
+    _feed(other.insert, first.stream, first.weights)
+    again = spectral_sparsify(first.final, density=first.live.density, seed=first.seed)
+    for name, part in (
+        ("no update", first.sparse),
+        ("ours", first.updated),
+        ("inGRASS, C = 10,", other.sparsifier),
+        ("GRASS run again", again),
+    ):
+        steps = preconditioned_iterations(first.final, part)
+        yield (
+            f"{name} at density {_density(part):.3f} has {first.condition(part):.1f} and takes "
+            f"conjugate gradients {steps} steps"
+        )
     for name, steps in (("6-step walks", 6), ("uniform pairs", None)):
         run = _run(first.start, first.seed, steps=steps)
         yield (
@@ -350,8 +366,8 @@ def _real_graphs(seed: int) -> Iterator[Claim]:
             holds=ours <= 0.75 * baseline,
             setting=f"{run.final.nnz // 2} edges, 0.24 n new edges of median weight joining the "
             f"ends of 20-step walks, K = {run.live.distortion:g}; density "
-            f"{run.sparse.nnz / 2 / len(run.sparse.indptr):.3f} to {run.live.density:.3f}; random "
-            f"edges of the same number {run.condition(run.at_random()):.1f}",
+            f"{_density(run.sparse):.3f} to {run.live.density:.3f}; random edges of the same "
+            f"number {run.condition(run.at_random()):.1f}",
         )
 
 
