@@ -1,7 +1,7 @@
-// Random walks on the CPU: the walkers of an edge go in small groups, so that their loads
-// overlap. A walker that is no better than one that arrived is dropped, which changes nothing
-// in what is reported. (Most walkers die early in dead ends: a search from the target, to drop
-// those that cannot arrive, costs more than it saves.)
+// Random walks on the CPU: a group of an edge's walkers goes in step, so that their loads overlap,
+// and a lane that falls free takes the next walker. Walkers that can no longer be reported are
+// dropped, which changes nothing in what is. (Most walkers die early in dead ends: a search from
+// the target, to drop those that cannot arrive, costs more than it saves.)
 #include "../native/simd.hpp"
 #include "../native/walk_params.hpp"
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
 constexpr float INFINITE = __builtin_inff();
-constexpr int64_t GROUP = 16;  // walkers in step
+constexpr int64_t GROUP = 32;  // walkers in step
 
 GOSSAMER_INLINE uint64_t mix(uint64_t x) {
     x += GOLDEN;
@@ -24,67 +24,73 @@ struct Arrival {
     int32_t walker = -1, steps = 0;
 };
 
-// Walk [begin, end), at most GROUP walkers, below `bound`.
-void walk_group(const RandomWalksArgs &a, int64_t edge, uint64_t edge_key, int64_t begin,
-                int64_t end, float bound, Arrival &arrival) {
-    const int32_t target = static_cast<int32_t>(a.target[edge]);
-    uint64_t key[GROUP];
-    int32_t vertex[GROUP], before[GROUP], number[GROUP];
-    float total[GROUP];
-    int64_t lanes = 0;
-    for (int64_t w = begin; w < end; ++w, ++lanes) {
-        key[lanes] = mix(edge_key + static_cast<uint64_t>(w));
-        vertex[lanes] = static_cast<int32_t>(a.source[edge]);
-        before[lanes] = -1;
-        number[lanes] = static_cast<int32_t>(w);
-        total[lanes] = 0;
-    }
+struct Search {
     Arrival found;
-    for (int64_t step = 0; step < a.max_steps && lanes > 0; ++step) {
-        int64_t alive = 0;
-        for (int64_t i = 0; i < lanes; ++i) {
-            const int64_t first = a.rows[2 * vertex[i]];
-            const int64_t choices = a.rows[2 * vertex[i] + 1] - (step > 0);
-            if (choices <= 0) continue;
-            const uint64_t draw = mix(key[i] + static_cast<uint64_t>(step) * GOLDEN) >> 32;
-            int64_t slot =
-                first + static_cast<int64_t>((draw * static_cast<uint64_t>(choices)) >> 32);
-            if (a.neighbour[slot] == before[i]) slot = first + choices;
-            const float sum = total[i] + a.resistance[slot];
-            const int32_t next = a.neighbour[slot];
-            if (!(sum < bound)) continue;
-            if (next == target) {
-                const bool better = a.best ? sum < found.resistance || (sum == found.resistance &&
-                                                                        number[i] < found.walker)
-                                           : found.walker < 0 || number[i] < found.walker;
-                if (better) found = {sum, number[i], static_cast<int32_t>(step + 1)};
-                continue;
+    float most = INFINITE;     // resistance of a path that can still be the best
+    int32_t last = INT32_MAX;  // walkers before it can still be the first
+    // Walkers under way, packed from lane 0.
+    uint64_t stream[GROUP] = {};  // what the next draw is made of
+    int32_t vertex[GROUP], before[GROUP], number[GROUP], steps[GROUP];
+    float total[GROUP];
+};
+
+// One step of every lane; survivors are packed without a branch, since who dies is chance.
+int64_t step(const RandomWalksArgs &a, int64_t edge, Search &s, int64_t lanes) {
+    const int64_t *rows = a.rows, target = a.target[edge], max_steps = a.max_steps;
+    const int32_t *neighbour = a.neighbour;
+    const float *resistance = a.resistance, limit = a.limit[edge];
+    uint64_t draws[GROUP];
+    for (int64_t i = 0; i < GROUP; ++i) draws[i] = mix(s.stream[i]) >> 32;
+    int64_t alive = 0;
+    for (int64_t i = 0; i < lanes; ++i) {
+        const int32_t vertex = s.vertex[i], number = s.number[i], steps = s.steps[i] + 1;
+        const int64_t first = rows[2 * int64_t{vertex}];
+        const int64_t choices = rows[2 * int64_t{vertex} + 1] - (steps > 1);
+        int64_t place = static_cast<int64_t>((draws[i] * static_cast<uint64_t>(choices)) >> 32);
+        const bool back = neighbour[first + place] == s.before[i];
+        place += (choices - place) & -static_cast<int64_t>(back);
+        const int32_t next = neighbour[first + place];
+        const float total = s.total[i] + resistance[first + place];
+        const bool lives = (choices > 0) & (total < limit) & (total <= s.most) & (number < s.last);
+        if (next == target) {
+            if (lives && (!a.best || total < s.most || number < s.found.walker)) {
+                s.found = {total, number, steps};
+                if (a.best) s.most = total;
+                if (!a.best) s.last = number;
             }
-            key[alive] = key[i];
-            before[alive] = vertex[i];
-            vertex[alive] = next;
-            number[alive] = number[i];
-            total[alive++] = sum;
+            continue;
         }
-        lanes = alive;
+        s.stream[alive] = s.stream[i] + GOLDEN;
+        s.vertex[alive] = next;
+        s.before[alive] = vertex;
+        s.number[alive] = number;
+        s.steps[alive] = steps;
+        s.total[alive] = total;
+        alive += lives & (steps < max_steps);
     }
-    if (found.walker >= 0) arrival = found;
+    return alive;
 }
 
-// The bound falls with every arrival, and a later walker must be strictly better to count.
 Arrival walk_edge(const RandomWalksArgs &a, int64_t edge) {
+    const int64_t source = a.source[edge];
     const uint64_t ends =
-        static_cast<uint64_t>(a.source[edge]) << 32 | static_cast<uint64_t>(a.target[edge]);
+        static_cast<uint64_t>(source) << 32 | static_cast<uint64_t>(a.target[edge]);
     const uint64_t edge_key = mix(mix(ends) + a.seed);
-    Arrival arrival;
-    float bound = a.limit[edge];
-    for (int64_t w = 0; w < a.walkers; w += GROUP) {
-        walk_group(a, edge, edge_key, w, min64(w + GROUP, a.walkers), bound, arrival);
-        if (arrival.walker < 0) continue;
-        if (!a.best) break;
-        bound = arrival.resistance;
-    }
-    return arrival;
+    Search s;
+    if (a.rows[2 * source + 1] == 0) return s.found;
+    int64_t lanes = 0, started = 0;
+    do {
+        for (; lanes < GROUP && started < min64(a.walkers, s.last); ++lanes, ++started) {
+            s.stream[lanes] = mix(edge_key + static_cast<uint64_t>(started));
+            s.vertex[lanes] = static_cast<int32_t>(source);
+            s.before[lanes] = -1;
+            s.number[lanes] = static_cast<int32_t>(started);
+            s.steps[lanes] = 0;
+            s.total[lanes] = 0;
+        }
+        lanes = step(a, edge, s, lanes);
+    } while (lanes > 0 || started < min64(a.walkers, s.last));
+    return s.found;
 }
 
 }  // namespace
