@@ -125,6 +125,34 @@ def _content(part: Part, directory: Path) -> bytes:
             ) from error
         finally:
             origin.unlink()
+    return _verified(part, content, size, origin)
+
+
+def installed_bytes(part: Part, *, extra: str) -> bytes:
+    """Return a file of an installed package, checked; the package is not imported.
+
+    Parameters
+    ----------
+    part : Part
+        Which file.
+    extra : str
+        gossamer's extra that installs the package, for the error.
+
+    Raises
+    ------
+    ImportError
+        The package is not installed.
+    FormatError
+        The file is not the pinned one.
+    """
+    path = _installed(part)
+    if path is None:
+        raise ImportError(f"{part.package} is not installed, try: pip install 'gossamer[{extra}]'")
+    content = path.read_bytes()
+    return _verified(part, content, len(content), path)
+
+
+def _verified(part: Part, content: bytes, size: int, origin: Path) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     if digest != part.sha256:
         got = f"SHA-256 {digest}" if size == part.size else f"{size} bytes"

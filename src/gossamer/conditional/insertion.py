@@ -1,0 +1,306 @@
+"""Turn a frame model into a video model with a delta layer before each of its linear layers."""
+
+import copy
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from gossamer.conditional.delta_activation import (
+    DeltaActivation,
+    L1Activation,
+    PenalisedActivation,
+)
+
+Granularity = Literal["channel", "neuron", "layer"]
+
+# A delta layer stands before these: they pass unchanged values on as unchanged values.
+_TRANSPARENT_MODULES = (
+    nn.ZeroPad2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
+_TRANSPARENT_FUNCTIONS = {
+    torch.flatten,
+    F.pad,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.dropout,
+}
+_TRANSPARENT_METHODS = {"flatten", "view", "reshape", "squeeze", "mean"}
+# Multiplications that neither get a delta layer nor would be counted.
+_UNCOUNTED_MODULES = (nn.modules.conv._ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+_UNCOUNTED_FUNCTIONS = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    torch.einsum,
+    operator.matmul,
+}
+_UNCOUNTED_METHODS = {"matmul", "mm", "bmm", "__matmul__"}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PenalisedActivation) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Return a copy of `model` as a graph in which nothing is changed in place.
+
+    Raises
+    ------
+    ValueError
+        If the model multiplies in a way that is neither nn.Conv2d nor nn.Linear.
+    """
+    root = copy.deepcopy(model)
+    graph = _Tracer().trace(root)
+    traced = fx.GraphModule(root, graph)
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+    for node in graph.nodes:
+        if node.target is operator.iadd:
+            node.target = operator.add
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if str(getattr(node.target, "__name__", node.target)).rstrip("_") + "_" == (
+            getattr(node.target, "__name__", node.target)
+        ):
+            raise ValueError(
+                f"expected a model that changes no tensor in place, got {node.target} at "
+                f"{node.name!r}; try it without the underscore"
+            )
+        if (
+            (isinstance(module, _UNCOUNTED_MODULES) and not isinstance(module, nn.Conv2d))
+            or node.target in _UNCOUNTED_FUNCTIONS
+            or (node.op == "call_method" and node.target in _UNCOUNTED_METHODS)
+        ):
+            raise ValueError(
+                f"expected nn.Conv2d and nn.Linear to do all multiplications, got {node.target} "
+                f"at {node.name!r}; try the module instead of the function"
+            )
+    traced.recompile()
+    return traced
+
+
+def linear_module(traced: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear | None:
+    """Return the linear layer that `node` calls, if it calls one."""
+    if node.op != "call_module":
+        return None
+    module = traced.get_submodule(str(node.target))
+    return module if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+
+def insert_delta(
+    model: nn.Module,
+    video: Tensor,
+    *,
+    rate: float = 1e-6,
+    init: float = 0.1,
+    granularity: Granularity = "channel",
+) -> fx.GraphModule:
+    """Return a video model that is `model` on each frame, its layers fed by delta activations.
+
+    A delta layer goes behind whatever a convolution or linear layer reads (the input, a ReLU, a
+    residual sum), before pooling, and knows how many weights its values feed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From frames [N, C, H, W] (or [N, C]) to one tensor [N, ...]; torch.fx can trace it. It is
+        copied.
+    video : Tensor [B, T, C, H, W]
+        One clip, for the shapes.
+    rate, init
+        As for `DeltaActivation`.
+    granularity : {"channel", "neuron", "layer"}
+        What shares a step ("channel" in the paper).
+
+    Returns
+    -------
+    GraphModule
+        From [B, T, C, H, W] to [B, T, ...].
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be converted.
+
+    Examples
+    --------
+    >>> frame_model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    >>> video_model = insert_delta(frame_model, torch.rand(1, 2, 1, 8, 8))
+    >>> video_model(torch.rand(2, 5, 1, 8, 8)).shape
+    torch.Size([2, 5, 2])
+    >>> video_model.delta_relu if hasattr(video_model, "delta_relu") else video_model.delta__1
+    DeltaActivation([4], rate=1e-06, fan_out=2)
+    """
+    if granularity not in ("channel", "neuron", "layer"):
+        raise ValueError(
+            f"expected granularity to be one of channel, neuron, layer, got {granularity!r}"
+        )
+
+    def layer(frame: tuple[int, ...], fan_out: int) -> DeltaActivation:
+        shape = {"channel": frame[:1], "neuron": frame, "layer": ()}[granularity]
+        return DeltaActivation(shape, init=init, rate=rate, fan_out=fan_out)
+
+    return _insert(model, video, layer)
+
+
+def insert_l1(model: nn.Module, video: Tensor, *, rate: float = 4e-4) -> fx.GraphModule:
+    """Return the same video model as `insert_delta`, with `L1Activation` in its places."""
+    return _insert(model, video, lambda frame, fan_out: L1Activation(rate=rate, fan_out=fan_out))
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, video: Tensor, *, scale: float = 0.25) -> None:
+    """Set the steps of every delta layer to `scale` standard deviations of what reaches it.
+
+    Layers are set in the order in which data passes them, each after those before it. A step per
+    channel or neuron gets its channel's deviation, over batch, time and place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With `DeltaActivation` layers; left in the mode it was in.
+    video : Tensor [B, T, C, H, W]
+        Data like that to come.
+    scale : float
+
+    Raises
+    ------
+    ValueError
+        If the video is not finite or `scale` not positive.
+    """
+    if not scale > 0 or not torch.isfinite(video).all():
+        raise ValueError(f"expected a finite video and scale > 0, got scale {scale}; try 0.25")
+
+    def set_step(layer: DeltaActivation, inputs: tuple[Tensor]) -> None:
+        deviation = inputs[0].transpose(0, 2).flatten(1).std(1)  # a channel
+        if layer.threshold.ndim == 0:
+            deviation = deviation.square().mean().sqrt()
+        trailing = (1,) * (layer.threshold.ndim - 1)
+        layer.set_threshold(scale * deviation.reshape(deviation.shape + trailing))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, DeltaActivation)]
+    hooks = [layer.register_forward_pre_hook(set_step) for layer in layers]
+    try:
+        with _evaluating(model):
+            model(video)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back into its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _insert(
+    model: nn.Module,
+    video: Tensor,
+    layer: Callable[[tuple[int, ...], int], PenalisedActivation],
+) -> fx.GraphModule:
+    if video.ndim < 3 or 0 in video.shape or not video.is_floating_point():
+        raise ValueError(
+            f"expected a floating-point video [B, T, C, ...], got {video.dtype} {list(video.shape)}"
+        )
+    traced = trace(model)
+    graph = traced.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    (end,) = (node for node in graph.nodes if node.op == "output")
+    if len(placeholders) != 1 or not isinstance(end.args[0], fx.Node):
+        raise ValueError(
+            f"expected a model with one input and one output tensor, got "
+            f"{len(placeholders)} inputs and {type(end.args[0]).__name__}"
+        )
+    shapes = _frame_shapes(traced, video[:1, 0])
+    fan_outs = _fan_outs(traced)
+
+    start = placeholders[0]
+    with graph.inserting_after(start):
+        frames = graph.call_method("flatten", (start, 0, 1))
+        length = graph.call_method("size", (start, 1))
+        batch = graph.call_method("size", (start, 0))
+    start.replace_all_uses_with(frames, lambda user: user not in (frames, length, batch))
+    for source, fan_out in fan_outs.items():
+        name = f"delta_{source.name}"
+        traced.add_submodule(name, layer(shapes[source], fan_out))
+        source = frames if source is start else source
+        with graph.inserting_after(source):
+            unflattened = graph.call_method("unflatten", (source, 0, (batch, length)))
+        with graph.inserting_after(unflattened):
+            sparse = graph.call_module(name, (unflattened,))
+        with graph.inserting_after(sparse):
+            result = graph.call_method("flatten", (sparse, 0, 1))
+        source.replace_all_uses_with(result, lambda user, own=unflattened: user is not own)
+    with graph.inserting_before(end):
+        output = graph.call_method("unflatten", (end.args[0], 0, (batch, length)))
+    end.args = (output,)
+    graph.lint()
+    traced.recompile()
+    return traced
+
+
+def _frame_shapes(traced: fx.GraphModule, frame: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+    """Return the shape of every node's value without its batch, for these frames."""
+    parameter = next(traced.parameters(), frame)
+    with torch.no_grad(), _evaluating(traced):
+        ShapeProp(traced).propagate(frame.to(parameter))
+    metas = {node: node.meta.get("tensor_meta") for node in traced.graph.nodes}
+    return {node: tuple(m.shape[1:]) for node, m in metas.items() if hasattr(m, "shape")}
+
+
+def _fan_outs(traced: fx.GraphModule) -> dict[fx.Node, int]:
+    """Return how many weights one value of each source of a linear layer feeds."""
+    found: dict[fx.Node, int] = {}
+    for node in traced.graph.nodes:
+        linear = linear_module(traced, node)
+        if linear is None:
+            continue
+        weights = linear.weight[:, 0].numel()  # out_channels * kernel, or out_features
+        if isinstance(linear, nn.Conv2d):
+            weights //= linear.groups
+        source = node.args[0]
+        while _is_transparent(traced, source):
+            source = source.args[0]
+        found[source] = found.get(source, 0) + weights
+    if not found:
+        raise ValueError("expected a model with nn.Conv2d or nn.Linear layers, got none")
+    return found
+
+
+def _is_transparent(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(str(node.target)), _TRANSPARENT_MODULES)
+    return (node.op == "call_function" and node.target in _TRANSPARENT_FUNCTIONS) or (
+        node.op == "call_method" and node.target in _TRANSPARENT_METHODS
+    )
