@@ -161,7 +161,7 @@ class L1Activation(PenalisedActivation):
     Examples
     --------
     >>> layer = L1Activation(rate=1.0)
-    >>> layer(torch.tensor([[[0.0, 2.0]]])).tolist(), layer.density, float(layer.penalty)
+    >>> layer(torch.tensor([[[0.0, 2.0]]])).tolist(), layer.density, layer.penalty.item()
     ([[[0.0, 2.0]]], 0.5, 1.0)
     """
 

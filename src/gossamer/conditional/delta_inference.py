@@ -176,17 +176,19 @@ class _StatefulLinear(nn.Module):
         nonzero = read.ne(0).flatten(-3 if read.ndim == 6 else -1)  # [..., K]
         active = nonzero.any(-1)
         products = activation_sparse_matmul(read[active].flatten(1), self.weight_t)
-        self._by_position(self.output)[active] += products
+        output = self.output
+        self._by_position(output)[active] += products
         self.input = x
         self.multiply_adds = int(nonzero.count_nonzero()) * self.weight_t.shape[1]
-        return self.output
+        return output
 
     def _afresh(self, x: Tensor) -> Tensor:
         if self.input is None or self.input.shape != x.shape:
             self.dense_multiply_adds = self._count(x)
-        self.input, self.output = x, self.layer(x)
+        output = self.layer(x)
+        self.input, self.output = x, output
         self.multiply_adds = self.dense_multiply_adds
-        return self.output
+        return output
 
     def _read(self, x: Tensor) -> Tensor:
         """View x as what each output position reads: [..., K], or [N, H, W, C, kh, kw]."""

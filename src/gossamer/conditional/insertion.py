@@ -71,36 +71,40 @@ def trace(model: nn.Module) -> fx.GraphModule:
     ValueError
         If the model multiplies in a way that is neither nn.Conv2d nor nn.Linear.
     """
-    root = copy.deepcopy(model)
+    alone = isinstance(model, nn.Conv2d | nn.Linear)  # torch.fx would look inside
+    root = nn.Sequential(copy.deepcopy(model)) if alone else copy.deepcopy(model)
     graph = _Tracer().trace(root)
     traced = fx.GraphModule(root, graph)
     for module in traced.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            setattr(module, "inplace", False)  # noqa: B010  a plain attribute of many modules
     for node in graph.nodes:
         if node.target is operator.iadd:
             node.target = operator.add
         if node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
-        module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        if str(getattr(node.target, "__name__", node.target)).rstrip("_") + "_" == (
-            getattr(node.target, "__name__", node.target)
-        ):
-            raise ValueError(
-                f"expected a model that changes no tensor in place, got {node.target} at "
-                f"{node.name!r}; try it without the underscore"
-            )
-        if (
-            (isinstance(module, _UNCOUNTED_MODULES) and not isinstance(module, nn.Conv2d))
-            or node.target in _UNCOUNTED_FUNCTIONS
-            or (node.op == "call_method" and node.target in _UNCOUNTED_METHODS)
-        ):
-            raise ValueError(
-                f"expected nn.Conv2d and nn.Linear to do all multiplications, got {node.target} "
-                f"at {node.name!r}; try the module instead of the function"
-            )
+        _check_node(traced, node)
     traced.recompile()
     return traced
+
+
+def _check_node(traced: fx.GraphModule, node: fx.Node) -> None:
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.op.startswith("call_") and name.endswith("_") and not name.endswith("__"):
+        raise ValueError(
+            f"expected a model that changes no tensor in place, got {name} at {node.name!r}; "
+            "try it without the underscore"
+        )
+    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if (
+        (isinstance(module, _UNCOUNTED_MODULES) and not isinstance(module, nn.Conv2d))
+        or node.target in _UNCOUNTED_FUNCTIONS
+        or (node.op == "call_method" and node.target in _UNCOUNTED_METHODS)
+    ):
+        raise ValueError(
+            f"expected nn.Conv2d and nn.Linear to do all multiplications, got {name} at "
+            f"{node.name!r}; try the module instead of the function"
+        )
 
 
 def linear_module(traced: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear | None:
@@ -152,7 +156,7 @@ def insert_delta(
     >>> video_model = insert_delta(frame_model, torch.rand(1, 2, 1, 8, 8))
     >>> video_model(torch.rand(2, 5, 1, 8, 8)).shape
     torch.Size([2, 5, 2])
-    >>> video_model.delta_relu if hasattr(video_model, "delta_relu") else video_model.delta__1
+    >>> video_model.get_submodule("delta__1")
     DeltaActivation([4], rate=1e-06, fan_out=2)
     """
     if granularity not in ("channel", "neuron", "layer"):
