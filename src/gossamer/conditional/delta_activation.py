@@ -202,6 +202,13 @@ def operations_density(model: nn.Module) -> float:
 
     ``sum(fan_out * nonzero) / sum(fan_out * entries)`` over layers: of changes for
     `DeltaActivation`, of activations for `L1Activation`. The first frame is not counted.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(DeltaActivation(init=0.5, fan_out=3), DeltaActivation(init=4.0))
+    >>> output = model(torch.tensor([[[1.0], [1.5]]]))
+    >>> operations_density(model)
+    0.75
     """
     layers = [layer for layer in _layers(model) if layer.nonzero is not None]
     asked = sum(layer.fan_out * int(layer.nonzero or 0) for layer in layers)

@@ -7,7 +7,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gossamer.conditional.insertion import linear_module, trace
+from gossamer.conditional.delta_activation import DeltaActivation
+from gossamer.conditional.tracing import called_module, source, trace
 from gossamer.kernels import activation_sparse_matmul
 
 
@@ -71,8 +72,8 @@ class DeltaInference:
     Parameters
     ----------
     model : nn.Module
-        From videos [B, T, ...] to [B, T, ...], as `insert_delta` makes it; its convolutions and
-        linear layers are modules. Copied; batch norms are folded.
+        From videos [B, T, ...] to [B, T, ...], as `insert_delta` makes it. Copied; batch norms
+        are folded.
     dense_above : float
         Share of changes among the values read above which a layer computes its output afresh
         (a dense product costs about a third of a sparse one). 1.0 multiplies least.
@@ -81,6 +82,12 @@ class DeltaInference:
     dtype : torch.dtype
         float32, or float64 to remove the rounding errors that may move a value over the edge of
         its step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is out of range, or a linear layer reads something other than a delta layer,
+        pads with something other than zeros, or is followed by statistics of the batch.
 
     Examples
     --------
@@ -134,8 +141,8 @@ class DeltaInference:
                 f"expected a frame of shape {list(self._shape)}, got {list(frame.shape)}; "
                 "try reset() first"
             )
-        if self._resync_every and self._frames % self._resync_every == 0:
-            self._forget()
+        if self._shape is None or (self._resync_every and self._frames % self._resync_every == 0):
+            self._forget()  # also what a first frame left that the model refused
         if frame.ndim == 4:
             frame = frame.contiguous(memory_format=torch.channels_last)
         output = self._model(frame.to(self._dtype).unsqueeze(1))[:, 0]
@@ -169,27 +176,26 @@ class _StatefulLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.input is None or self.output is None or self.grouped:
             return self._afresh(x)
-        read = self._read(x - self.input)
-        changed = read.ne(0).flatten(-3 if read.ndim == 6 else -1)  # [..., K]
-        counts = changed.sum(-1, dtype=torch.int32)
+        change = x - self.input
+        counts = self._count_read(change)
         products_a_column = int(counts.sum())
-        if products_a_column > self.dense_above * changed.numel():
+        if products_a_column > self.dense_above * counts.numel() * self.weight_t.shape[0]:
             return self._afresh(x)
         active = counts > 0
-        rows = read[active].flatten(1)
+        rows = self._read(change)[active].flatten(1)
         if rows.dtype == torch.float64:  # the kernel multiplies in float32
             products = torch.sparse.mm(rows.to_sparse(), self.weight_t)
         else:
             products = activation_sparse_matmul(rows, self.weight_t)
-        output = self.output
-        self._by_position(output)[active] += products
+        by_position = self.output if x.ndim != 4 else self.output.permute(0, 2, 3, 1)
+        by_position[active] += products
         self.input = x
         self.multiply_adds = products_a_column * self.weight_t.shape[1]
-        return output
+        return self.output
 
     def _afresh(self, x: Tensor) -> Tensor:
         if self.input is None or self.input.shape != x.shape:
-            self.dense_multiply_adds = self._count(x)
+            self.dense_multiply_adds = self._count_dense(x)
         output = self.layer(x)
         self.input, self.output = x, output
         self.multiply_adds = self.dense_multiply_adds
@@ -207,34 +213,49 @@ class _StatefulLinear(nn.Module):
             places = places.unfold(1 + dim, span, layer.stride[dim])
         return places[..., :: layer.dilation[0], :: layer.dilation[1]]
 
-    def _by_position(self, output: Tensor) -> Tensor:
-        return output if isinstance(self.layer, nn.Linear) else output.permute(0, 2, 3, 1)
-
-    def _count(self, x: Tensor) -> int:
-        """Count the products of a dense pass, without those that padding makes."""
+    def _count_read(self, x: Tensor) -> Tensor:
+        """Count the values of x that are not zero and that each output position reads."""
         if isinstance(self.layer, nn.Linear):
-            return x.numel() * self.layer.out_features
-        inside = self._read(x.new_ones(1, 1, *x.shape[2:]))
-        return int(inside.count_nonzero()) * x.shape[0] * self.layer.weight[:, :, 0, 0].numel()
+            return x.ne(0).sum(-1)
+        return self._read(x.ne(0).sum(1, keepdim=True, dtype=torch.int32)).sum((-3, -2, -1))
+
+    def _count_dense(self, x: Tensor) -> int:
+        """Count the products of a dense pass, without those that padding makes."""
+        each = self._count_read(torch.ones_like(x[:1])).sum()
+        groups = 1 if isinstance(self.layer, nn.Linear) else self.layer.groups
+        return int(each) * len(x) * self.weight_t.shape[1] // groups
 
 
 def _make_stateful(model: fx.GraphModule, dense_above: float) -> dict[str, _StatefulLinear]:
     """Give each call of a linear layer its own state, the batch norm behind it folded in."""
     found: dict[str, _StatefulLinear] = {}
     for node in list(model.graph.nodes):
-        layer = linear_module(model, node)
-        if layer is None:
+        module = called_module(model, node)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"expected running statistics, got those of the batch at {node.name!r}; "
+                "try track_running_stats=True"
+            )
+        if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            raise ValueError(f"expected zero padding, got {layer.padding_mode!r} at {node.name!r}")
-        users = list(node.users)
-        behind = users[0] if len(users) == 1 and users[0].op == "call_module" else None
-        norm = model.get_submodule(str(behind.target)) if behind is not None else None
-        if behind is not None and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
-            layer = fuse_conv_bn_eval(layer, norm)  # pyright: ignore[reportArgumentType]
+        read = source(model, node)
+        if not isinstance(called_module(model, read), DeltaActivation):
+            raise ValueError(
+                f"expected {node.name!r} to read a delta layer, got {read.name!r}; try insert_delta"
+            )
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            raise ValueError(f"expected zero padding, got {module.padding_mode!r} at {node.name!r}")
+        behind = next(iter(node.users))
+        norm = called_module(model, behind)
+        if (
+            isinstance(module, nn.Conv2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and len(node.users) == 1
+        ):
+            module = fuse_conv_bn_eval(module, norm)
             behind.replace_all_uses_with(node)
             model.graph.erase_node(behind)
-        found[node.name] = _StatefulLinear(layer, dense_above)
+        found[node.name] = _StatefulLinear(module, dense_above)
         model.add_submodule(f"stateful_{node.name}", found[node.name])
         node.target = f"stateful_{node.name}"
     model.delete_all_unused_submodules()

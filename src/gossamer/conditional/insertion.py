@@ -1,7 +1,5 @@
 """Turn a frame model into a video model with a delta layer before each of its linear layers."""
 
-import copy
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -9,110 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
 from gossamer.conditional.delta_activation import (
     DeltaActivation,
     L1Activation,
     PenalisedActivation,
 )
+from gossamer.conditional.tracing import called_module, source, trace
 
 Granularity = Literal["channel", "neuron", "layer"]
-
-# A delta layer stands before these: they pass unchanged values on as unchanged values.
-_TRANSPARENT_MODULES = (
-    nn.ZeroPad2d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Flatten,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Identity,
-)
-_TRANSPARENT_FUNCTIONS = {
-    torch.flatten,
-    F.pad,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.dropout,
-}
-_TRANSPARENT_METHODS = {"flatten", "view", "reshape", "squeeze", "mean"}
-# Multiplications that neither get a delta layer nor would be counted.
-_UNCOUNTED_MODULES = (nn.modules.conv._ConvNd, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
-_UNCOUNTED_FUNCTIONS = {
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    torch.matmul,
-    torch.mm,
-    torch.bmm,
-    torch.einsum,
-    operator.matmul,
-}
-_UNCOUNTED_METHODS = {"matmul", "mm", "bmm", "__matmul__"}
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PenalisedActivation) or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Return a copy of `model` as a graph in which nothing is changed in place.
-
-    Raises
-    ------
-    ValueError
-        If the model multiplies in a way that is neither nn.Conv2d nor nn.Linear.
-    """
-    alone = isinstance(model, nn.Conv2d | nn.Linear)  # torch.fx would look inside
-    root = nn.Sequential(copy.deepcopy(model)) if alone else copy.deepcopy(model)
-    graph = _Tracer().trace(root)
-    traced = fx.GraphModule(root, graph)
-    for module in traced.modules():
-        if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010  a plain attribute of many modules
-    for node in graph.nodes:
-        if node.target is operator.iadd:
-            node.target = operator.add
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        _check_node(traced, node)
-    traced.recompile()
-    return traced
-
-
-def _check_node(traced: fx.GraphModule, node: fx.Node) -> None:
-    name = getattr(node.target, "__name__", str(node.target))
-    if node.op.startswith("call_") and name.endswith("_") and not name.endswith("__"):
-        raise ValueError(
-            f"expected a model that changes no tensor in place, got {name} at {node.name!r}; "
-            "try it without the underscore"
-        )
-    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if (
-        (isinstance(module, _UNCOUNTED_MODULES) and not isinstance(module, nn.Conv2d))
-        or node.target in _UNCOUNTED_FUNCTIONS
-        or (node.op == "call_method" and node.target in _UNCOUNTED_METHODS)
-    ):
-        raise ValueError(
-            f"expected nn.Conv2d and nn.Linear to do all multiplications, got {name} at "
-            f"{node.name!r}; try the module instead of the function"
-        )
-
-
-def linear_module(traced: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear | None:
-    """Return the linear layer that `node` calls, if it calls one."""
-    if node.op != "call_module":
-        return None
-    module = traced.get_submodule(str(node.target))
-    return module if isinstance(module, nn.Conv2d | nn.Linear) else None
 
 
 def insert_delta(
@@ -172,7 +75,31 @@ def insert_delta(
 
 
 def insert_l1(model: nn.Module, video: Tensor, *, rate: float = 4e-4) -> fx.GraphModule:
-    """Return the same video model as `insert_delta`, with `L1Activation` in its places."""
+    """Return the same video model as `insert_delta`, with `L1Activation` in its places.
+
+    Parameters
+    ----------
+    model, video
+        As for `insert_delta`.
+    rate : float
+        As for `L1Activation`.
+
+    Returns
+    -------
+    GraphModule
+        From [B, T, C, H, W] to [B, T, ...].
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be converted.
+
+    Examples
+    --------
+    >>> video_model = insert_l1(nn.Linear(4, 2), torch.rand(1, 2, 4), rate=0.5)
+    >>> video_model.get_submodule("delta_input_1").fan_out
+    2
+    """
     return _insert(model, video, lambda frame, fan_out: L1Activation(rate=rate, fan_out=fan_out))
 
 
@@ -190,11 +117,20 @@ def calibrate(model: nn.Module, video: Tensor, *, scale: float = 0.25) -> None:
     video : Tensor [B, T, C, H, W]
         Data like that to come.
     scale : float
+        Fewer changes and a coarser model the larger it is.
 
     Raises
     ------
     ValueError
         If the video is not finite or `scale` not positive.
+
+    Examples
+    --------
+    >>> video = torch.tensor([[[0.0], [1.0], [2.0]]])
+    >>> video_model = insert_delta(nn.Linear(1, 1), video)
+    >>> calibrate(video_model, video, scale=0.5)
+    >>> video_model.get_submodule("delta_input_1").threshold.tolist()
+    [0.5]
     """
     if not scale > 0 or not torch.isfinite(video).all():
         raise ValueError(f"expected a finite video and scale > 0, got scale {scale}; try 0.25")
@@ -255,17 +191,17 @@ def _insert(
         length = graph.call_method("size", (start, 1))
         batch = graph.call_method("size", (start, 0))
     start.replace_all_uses_with(frames, lambda user: user not in (frames, length, batch))
-    for source, fan_out in fan_outs.items():
-        name = f"delta_{source.name}"
-        traced.add_submodule(name, layer(shapes[source], fan_out))
-        source = frames if source is start else source
-        with graph.inserting_after(source):
-            unflattened = graph.call_method("unflatten", (source, 0, (batch, length)))
+    for read, fan_out in fan_outs.items():
+        name = f"delta_{read.name}"
+        traced.add_submodule(name, layer(shapes[read], fan_out))
+        value = frames if read is start else read
+        with graph.inserting_after(value):
+            unflattened = graph.call_method("unflatten", (value, 0, (batch, length)))
         with graph.inserting_after(unflattened):
             sparse = graph.call_module(name, (unflattened,))
         with graph.inserting_after(sparse):
             result = graph.call_method("flatten", (sparse, 0, 1))
-        source.replace_all_uses_with(result, lambda user, own=unflattened: user is not own)
+        value.replace_all_uses_with(result, lambda user, own=unflattened: user is not own)
     with graph.inserting_before(end):
         output = graph.call_method("unflatten", (end.args[0], 0, (batch, length)))
     end.args = (output,)
@@ -287,24 +223,14 @@ def _fan_outs(traced: fx.GraphModule) -> dict[fx.Node, int]:
     """Return how many weights one value of each source of a linear layer feeds."""
     found: dict[fx.Node, int] = {}
     for node in traced.graph.nodes:
-        linear = linear_module(traced, node)
-        if linear is None:
+        linear = called_module(traced, node)
+        if not isinstance(linear, nn.Conv2d | nn.Linear):
             continue
         weights = linear.weight[:, 0].numel()  # out_channels * kernel, or out_features
         if isinstance(linear, nn.Conv2d):
             weights //= linear.groups
-        source = node.args[0]
-        while _is_transparent(traced, source):
-            source = source.args[0]
-        found[source] = found.get(source, 0) + weights
+        read = source(traced, node)
+        found[read] = found.get(read, 0) + weights
     if not found:
         raise ValueError("expected a model with nn.Conv2d or nn.Linear layers, got none")
     return found
-
-
-def _is_transparent(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(traced.get_submodule(str(node.target)), _TRANSPARENT_MODULES)
-    return (node.op == "call_function" and node.target in _TRANSPARENT_FUNCTIONS) or (
-        node.op == "call_method" and node.target in _TRANSPARENT_METHODS
-    )
