@@ -1,12 +1,14 @@
 """Streaming: the output of whole frames, for the multiply-adds of what changed, and no other."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gossamer.conditional import DeltaInference, delta_inference, insert_delta
+from gossamer.conditional import DeltaInference, delta_inference, insert_delta, insert_l1
 
 
 class Net(nn.Module):
@@ -36,8 +38,8 @@ class Net(nn.Module):
 def net() -> Net:
     torch.manual_seed(0)
     model = Net()
-    model.norm.running_mean.normal_()
-    model.norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(model.norm.get_buffer("running_mean"))
+    nn.init.uniform_(model.norm.get_buffer("running_var"), 0.5, 2)
     return model.eval()
 
 
@@ -123,21 +125,12 @@ def test_dense_count_is_the_products_that_matter(layer):
     """Poison one input at a time: the outputs that turn NaN are the products it enters."""
     channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
     shape = (channels,) if isinstance(layer, nn.Linear) else (channels, 6, 7)
+    exact = copy.deepcopy(layer).double()  # in float32 a fast convolution would spread the poison
     products = 0
     for index in range(torch.Size(shape).numel()):
-        frame = torch.zeros(shape)
+        frame = torch.zeros(shape, dtype=torch.float64)
         frame.view(-1)[index] = torch.nan
-        products += int(layer(frame[None]).isnan().sum())
-    if isinstance(layer, nn.Conv2d):  # with one tap an output: count the taps of every output
-        products = 0
-        taps = torch.nn.functional.unfold(
-            torch.ones(1, channels, 6, 7),
-            layer.kernel_size,
-            layer.dilation,
-            layer.padding,
-            layer.stride,
-        )
-        products = int(taps.sum()) * layer.out_channels // layer.groups
+        products += int(exact(frame[None]).isnan().sum())
     video = torch.randn(1, 2, *shape)
     streaming = DeltaInference(insert_delta(layer, video))
     (work,) = streaming.step(video[:, 0]).layers
@@ -161,11 +154,12 @@ def poisoned(streaming: DeltaInference, keep: dict[int, list[int]]) -> None:
 def test_what_did_not_change_is_not_multiplied():
     """One input channel changes: the weights of the others and every bias become poison."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 25, 3))
+    first = nn.Conv2d(4, 6, 3, padding=1)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(6 * 25, 3))
     # The third channel reaches only outputs 1 and 4.
     reached = torch.zeros(6, dtype=torch.bool)
     reached[[1, 4]] = True
-    model[0].weight[~reached, 2] = 0
+    first.weight[~reached, 2] = 0
     video = torch.randn(1, 3, 4, 5, 5)
     video[:, 1:] = video[:, :1]
     video[:, 1:, 2] += 3 * torch.randn(1, 2, 5, 5)
@@ -266,9 +260,24 @@ LINEAR = insert_delta(nn.Linear(4, 2), torch.zeros(1, 2, 4))
         (lambda: DeltaInference(LINEAR, resync_every=0), ValueError, "resync_every >= 1"),
         (lambda: DeltaInference(LINEAR, dtype=torch.float16), TypeError, "float32 or float64"),
         (
-            lambda: DeltaInference(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")),
+            lambda: DeltaInference(
+                insert_delta(
+                    nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"),
+                    torch.zeros(1, 2, 1, 4, 4),
+                )
+            ),
             ValueError,
             "expected zero padding, got 'reflect'",
+        ),
+        (
+            lambda: DeltaInference(nn.Linear(4, 2)),
+            ValueError,
+            "to read a delta layer, got 'input_1'",
+        ),
+        (
+            lambda: DeltaInference(insert_l1(nn.Linear(4, 2), torch.zeros(1, 2, 4))),
+            ValueError,
+            "to read a delta layer, .* try insert_delta",
         ),
         (lambda: DeltaInference(LINEAR).step(torch.zeros(1, 4).int()), ValueError, "finite"),
         (
@@ -292,3 +301,12 @@ def test_a_refused_frame_changes_nothing():
             streaming.step(bad)
     other.step(first)
     assert torch.equal(streaming.step(second).output, other.step(second).output)
+
+
+def test_a_first_frame_that_the_model_refused_leaves_nothing_behind():
+    video = standing_camera(1, 2)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2))
+    streaming = DeltaInference(insert_delta(model, video))
+    with pytest.raises(RuntimeError):
+        streaming.step(video[:, 0, :, 1:])  # too small for the linear layer, behind the convolution
+    assert streaming.step(video[:, 0]).density == 1

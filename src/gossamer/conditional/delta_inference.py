@@ -75,8 +75,8 @@ class DeltaInference:
         From videos [B, T, ...] to [B, T, ...], as `insert_delta` makes it. Copied; batch norms
         are folded.
     dense_above : float
-        Share of changes among the values read above which a layer computes its output afresh
-        (a dense product costs about a third of a sparse one). 1.0 multiplies least.
+        Share of changed inputs above which a layer computes its output afresh (a dense product
+        costs about a third of a sparse one). 1.0 multiplies least.
     resync_every : int, optional
         Frames after which all layers compute afresh, against the accumulation of rounding errors.
     dtype : torch.dtype
@@ -86,8 +86,8 @@ class DeltaInference:
     Raises
     ------
     TypeError, ValueError
-        If an option is out of range, or a linear layer reads something other than a delta layer,
-        pads with something other than zeros, or is followed by statistics of the batch.
+        If an option is out of range, or a linear layer reads something other than a delta layer
+        or pads with something other than zeros.
 
     Examples
     --------
@@ -177,25 +177,26 @@ class _StatefulLinear(nn.Module):
         if self.input is None or self.output is None or self.grouped:
             return self._afresh(x)
         change = x - self.input
-        counts = self._count_read(change)
-        products_a_column = int(counts.sum())
-        if products_a_column > self.dense_above * counts.numel() * self.weight_t.shape[0]:
+        if int(change.ne(0).count_nonzero()) > self.dense_above * change.numel():
             return self._afresh(x)
-        active = counts > 0
+        if isinstance(self.layer, nn.Linear):
+            active = change.abs().amax(-1) > 0
+            output = self.output
+        else:
+            active = self._read(change.abs().amax(1, keepdim=True)).amax((-3, -2, -1)) > 0
+            output = self.output.permute(0, 2, 3, 1)
         rows = self._read(change)[active].flatten(1)
         if rows.dtype == torch.float64:  # the kernel multiplies in float32
-            products = torch.sparse.mm(rows.to_sparse(), self.weight_t)
+            output[active] += torch.sparse.mm(rows.to_sparse(), self.weight_t)
         else:
-            products = activation_sparse_matmul(rows, self.weight_t)
-        by_position = self.output if x.ndim != 4 else self.output.permute(0, 2, 3, 1)
-        by_position[active] += products
+            output[active] += activation_sparse_matmul(rows, self.weight_t)
         self.input = x
-        self.multiply_adds = products_a_column * self.weight_t.shape[1]
+        self.multiply_adds = int(rows.count_nonzero()) * self.weight_t.shape[1]
         return self.output
 
     def _afresh(self, x: Tensor) -> Tensor:
         if self.input is None or self.input.shape != x.shape:
-            self.dense_multiply_adds = self._count_dense(x)
+            self.dense_multiply_adds = self._count(x)
         output = self.layer(x)
         self.input, self.output = x, output
         self.multiply_adds = self.dense_multiply_adds
@@ -213,17 +214,12 @@ class _StatefulLinear(nn.Module):
             places = places.unfold(1 + dim, span, layer.stride[dim])
         return places[..., :: layer.dilation[0], :: layer.dilation[1]]
 
-    def _count_read(self, x: Tensor) -> Tensor:
-        """Count the values of x that are not zero and that each output position reads."""
-        if isinstance(self.layer, nn.Linear):
-            return x.ne(0).sum(-1)
-        return self._read(x.ne(0).sum(1, keepdim=True, dtype=torch.int32)).sum((-3, -2, -1))
-
-    def _count_dense(self, x: Tensor) -> int:
+    def _count(self, x: Tensor) -> int:
         """Count the products of a dense pass, without those that padding makes."""
-        each = self._count_read(torch.ones_like(x[:1])).sum()
-        groups = 1 if isinstance(self.layer, nn.Linear) else self.layer.groups
-        return int(each) * len(x) * self.weight_t.shape[1] // groups
+        if isinstance(self.layer, nn.Linear):
+            return x.numel() * self.layer.out_features
+        inside = self._read(x.new_ones(1, 1, *x.shape[2:]))
+        return int(inside.count_nonzero()) * len(x) * self.layer.weight[:, :, 0, 0].numel()
 
 
 def _make_stateful(model: fx.GraphModule, dense_above: float) -> dict[str, _StatefulLinear]:
@@ -231,11 +227,6 @@ def _make_stateful(model: fx.GraphModule, dense_above: float) -> dict[str, _Stat
     found: dict[str, _StatefulLinear] = {}
     for node in list(model.graph.nodes):
         module = called_module(model, node)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"expected running statistics, got those of the batch at {node.name!r}; "
-                "try track_running_stats=True"
-            )
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         read = source(model, node)

@@ -68,7 +68,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     ------
     ValueError
         If torch.fx cannot trace the model, or it changes a tensor in place by a method, multiplies
-        in a way that is neither nn.Conv2d nor nn.Linear, or drops out in a function.
+        in a way that is neither nn.Conv2d nor nn.Linear, drops out in a function, or has no
+        running statistics to normalise with.
     """
     alone = isinstance(model, nn.Conv2d | nn.Linear)  # torch.fx would look inside
     root = nn.Sequential(copy.deepcopy(model)) if alone else copy.deepcopy(model)
@@ -99,6 +100,11 @@ def _check_node(traced: fx.GraphModule, node: fx.Node) -> None:
             "try the module instead of the function"
         )
     module = called_module(traced, node)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        raise ValueError(
+            f"expected running statistics, got those of the batch at {node.name!r}; "
+            "try track_running_stats=True"
+        )
     if (
         (isinstance(module, _UNCOUNTED_MODULES) and not isinstance(module, nn.Conv2d))
         or node.target in _UNCOUNTED_FUNCTIONS
