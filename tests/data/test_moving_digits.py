@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+pytest.importorskip("av")
+pytest.importorskip("sklearn")
 from gossamer.data.moving_digits import DIRECTIONS, SIZE, DigitClips
 
 

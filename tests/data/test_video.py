@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("av")
 from gossamer.data import video
 from gossamer.data.video import SHOTS, shot
 from gossamer.errors import FormatError

