@@ -127,7 +127,7 @@ def test_l1_charges_activations_and_changes_nothing():
 
 
 def test_losses_and_operations_add_up_over_layers():
-    first, second = DeltaActivation(init=1.0, rate=2.0, fan_out=3), L1Activation(rate=1.0)
+    first, second = DeltaActivation((), init=1.0, rate=2.0, fan_out=3), L1Activation(rate=1.0)
     model = nn.Sequential(first, second)
     model(torch.tensor([[[0.0, 2.0], [0.0, 5.0]]]))
     assert temporal_loss(model).item() == pytest.approx(2 * 3 * 1.5 + 7 / 4)
@@ -162,10 +162,10 @@ def test_calibration_takes_deviations_of_quantised_data_in_order():
     assert {name: module.training for name, module in model.named_modules()} == modes
     layers = [module for module in model.modules() if isinstance(module, DeltaActivation)]
     per_channel = clip.flatten(0, 1).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(layers[0].threshold.data, 0.5 * per_channel.std(1))
+    torch.testing.assert_close(layers[0].threshold.data, 0.5 * per_channel.std(1, correction=0))
     with torch.no_grad():
         reached = frames.eval()[:3](layers[0](clip).flatten(0, 1)).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(layers[1].threshold.data, 0.5 * reached.std(1))
+    torch.testing.assert_close(layers[1].threshold.data, 0.5 * reached.std(1, correction=0))
     for name, value in state.items():
         assert torch.equal(frames.state_dict()[name], value)  # a copy was converted
     constant = layers[0].threshold.detach().clone()
@@ -176,19 +176,37 @@ def test_calibration_takes_deviations_of_quantised_data_in_order():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: DeltaActivation(init=0), ValueError, "expected init to be positive .* try 0.1"),
-        (lambda: DeltaActivation(init=float("inf")), ValueError, "expected init"),
-        (lambda: DeltaActivation(rate=-1.0), ValueError, "expected rate >= 0"),
+        (
+            lambda: DeltaActivation((), init=0),
+            ValueError,
+            "expected init to be positive .* try 0.1",
+        ),
+        (lambda: DeltaActivation((), init=float("inf")), ValueError, "expected init"),
+        (lambda: DeltaActivation((), rate=-1.0), ValueError, "expected rate >= 0"),
         (lambda: L1Activation(rate=float("nan")), ValueError, "expected rate >= 0"),
         (lambda: L1Activation(fan_out=0), ValueError, "fan_out >= 1"),
+        (lambda: DeltaActivation((3, 0)), ValueError, r"positive sizes, got shape \[3, 0\]"),
         (lambda: DeltaActivation(4)(torch.zeros(1, 2, 3)), ValueError, r"start with \[4\]"),
-        (lambda: DeltaActivation()(torch.zeros(2, 3)), ValueError, "expected a floating-point"),
-        (lambda: DeltaActivation()(torch.zeros(1, 2, 3).int()), ValueError, "got torch.int32"),
-        (lambda: DeltaActivation()(torch.zeros(1, 1, 3)), ValueError, "at least 2 frames .* got 1"),
-        (lambda: temporal_loss(DeltaActivation()), ValueError, "try insert_delta"),
-        (lambda: calibrate(DeltaActivation(), torch.zeros(1, 2, 3), scale=0), ValueError, "scale"),
+        (lambda: DeltaActivation(())(torch.zeros(2, 3)), ValueError, "expected a floating-point"),
+        (lambda: DeltaActivation(())(torch.zeros(1, 2, 3).int()), ValueError, "got torch.int32"),
         (
-            lambda: calibrate(DeltaActivation(), torch.full((1, 2, 3), torch.nan)),
+            lambda: DeltaActivation(())(torch.zeros(1, 1, 3)),
+            ValueError,
+            "at least 2 frames .* got 1",
+        ),
+        (lambda: temporal_loss(DeltaActivation(())), ValueError, "try insert_delta"),
+        (
+            lambda: calibrate(DeltaActivation(()), torch.zeros(1, 2, 3), scale=0),
+            ValueError,
+            "scale",
+        ),
+        (
+            lambda: calibrate(nn.ReLU(), torch.zeros(1, 2, 3)),
+            ValueError,
+            "expected a model with delta layers, got none; try insert_delta",
+        ),
+        (
+            lambda: calibrate(DeltaActivation(()), torch.full((1, 2, 3), torch.nan)),
             ValueError,
             "expected a finite video",
         ),
@@ -200,7 +218,7 @@ def test_bad_input_is_refused(make, error, message):
 
 
 def test_a_loss_that_is_not_finite_is_refused():
-    layer = DeltaActivation()
+    layer = DeltaActivation(())
     layer(torch.tensor([[[0.0], [torch.nan]]]))
     with pytest.raises(ValueError, match="expected finite activations"):
         temporal_loss(layer)

@@ -104,7 +104,7 @@ class DeltaActivation(PenalisedActivation):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...] = (),
+        shape: int | tuple[int, ...],
         *,
         init: float = 0.1,
         rate: float = 1e-6,
@@ -115,6 +115,10 @@ class DeltaActivation(PenalisedActivation):
         if not 0 < init < float("inf"):
             raise ValueError(f"expected init to be positive and finite, got {init}; try 0.1")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(size < 1 for size in shape):
+            raise ValueError(
+                f"expected positive sizes, got shape {list(shape)}; try the number of channels"
+            )
         self.threshold = nn.Parameter(torch.full(shape, init), requires_grad=learn_threshold)
         self.register_buffer("floor", torch.tensor(1e-6 * init))
 
@@ -205,7 +209,7 @@ def operations_density(model: nn.Module) -> float:
 
     Examples
     --------
-    >>> model = nn.Sequential(DeltaActivation(init=0.5, fan_out=3), DeltaActivation(init=4.0))
+    >>> model = nn.Sequential(DeltaActivation(1, init=0.5, fan_out=3), DeltaActivation(1, init=4.0))
     >>> output = model(torch.tensor([[[1.0], [1.5]]]))
     >>> operations_density(model)
     0.75

@@ -122,27 +122,29 @@ def calibrate(model: nn.Module, video: Tensor, *, scale: float = 0.25) -> None:
     Raises
     ------
     ValueError
-        If the video is not finite or `scale` not positive.
+        If the video is not finite, `scale` not positive, or the model has no delta layer.
 
     Examples
     --------
-    >>> video = torch.tensor([[[0.0], [1.0], [2.0]]])
+    >>> video = torch.tensor([[[0.0], [2.0]]])
     >>> video_model = insert_delta(nn.Linear(1, 1), video)
     >>> calibrate(video_model, video, scale=0.5)
     >>> video_model.get_submodule("delta_input_1").threshold.tolist()
     [0.5]
     """
-    if not scale > 0 or not torch.isfinite(video).all():
+    if not 0 < scale < float("inf") or not torch.isfinite(video).all():
         raise ValueError(f"expected a finite video and scale > 0, got scale {scale}; try 0.25")
+    layers = [layer for layer in model.modules() if isinstance(layer, DeltaActivation)]
+    if not layers:
+        raise ValueError("expected a model with delta layers, got none; try insert_delta")
 
     def set_step(layer: DeltaActivation, inputs: tuple[Tensor]) -> None:
-        deviation = inputs[0].transpose(0, 2).flatten(1).std(1)  # a channel
+        deviation = inputs[0].transpose(0, 2).flatten(1).std(1, correction=0)  # a channel
         if layer.threshold.ndim == 0:
             deviation = deviation.square().mean().sqrt()
         trailing = (1,) * (layer.threshold.ndim - 1)
         layer.set_threshold(scale * deviation.reshape(deviation.shape + trailing))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, DeltaActivation)]
     hooks = [layer.register_forward_pre_hook(set_step) for layer in layers]
     try:
         with _evaluating(model):

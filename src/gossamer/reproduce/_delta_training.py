@@ -86,8 +86,9 @@ def train_arms(size: Size, seed: int) -> dict[str, Arm]:
 def _refined(
     model: nn.Module, clips: DigitClips, size: Size, example: Tensor, test: MovingDigits
 ) -> Arm:
-    calibrate(model, example)
     layers = _delta_layers(model)
+    if layers:
+        calibrate(model, example)
     before = [layer.threshold.detach().clone() for layer in layers]
     _train(model, clips, size.steps, 1e-3)
     growth = [
