@@ -47,6 +47,12 @@ def test_labels_cover_all_classes_and_place_says_nothing(clips):
     assert clips.video.shape == (40, 4, 2, SIZE, SIZE)
 
 
+@pytest.mark.parametrize(("count", "frames"), [(0, 8), (4, 0)])
+def test_nothing_to_draw_is_refused(count, frames):
+    with pytest.raises(ValueError, match=f"expected count and frames >= 1, got {count} and"):
+        DigitClips("test", seed=0).draw(count, frames=frames)
+
+
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="expected split to be 'train' or 'test', got 'all'"):
         DigitClips("all", seed=0)

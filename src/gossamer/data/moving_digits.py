@@ -77,6 +77,8 @@ class DigitClips:
 
     def draw(self, count: int, *, frames: int = 8) -> MovingDigits:
         """Return `count` clips of `frames` frame pairs."""
+        if count < 1 or frames < 1:
+            raise ValueError(f"expected count and frames >= 1, got {count} and {frames}")
         direction, group = self._integers(4, count), self._integers(2, count)
         speed = 1 + self._integers(2, count)
         digits = torch.stack([self._pick(self._digits[g]) for g in group.tolist()])
