@@ -108,6 +108,14 @@ struct DepthwiseConvArgs {
     int threads;
 };
 
+// out = left + right.
+struct AddArgs {
+    const float *left, *right;
+    float *out;
+    int64_t count;
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -119,5 +127,6 @@ struct DepthwiseConvArgs {
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \
+    entry(add, AddArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on
