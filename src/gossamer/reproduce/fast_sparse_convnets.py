@@ -289,8 +289,9 @@ def _train(width: float, density: float, seed: int, steps: int) -> tuple[float, 
     model = small_mobilenet(width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    kept = Cubic(1.0, density, steps=steps // 2, begin=steps // 5)
-    again = EverySteps(max(1, steps // 40), until=steps // 5 + steps // 2 + steps // 40)
+    begin, ramp, every = steps // 5, steps // 2, max(1, steps // 40)
+    kept = Cubic(1.0, density, steps=ramp, begin=begin)
+    again = EverySteps(every, until=begin + ramp + every)  # the last one is at the final density
     masks: dict[nn.Conv2d, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
