@@ -1,5 +1,6 @@
 """Results as tables: every cell is worded here, for the terminal and for the page alike."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -8,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gossamer.inference import LayerReport
 from gossamer.reproduce import Claim, Evidence
 
 STOCK, DENSE = "stock", "dense"
@@ -162,6 +164,13 @@ def figures_table(document: Mapping[str, Any]) -> Table:
     ----------
     document : mapping
         What ``gossamer bench`` writes.
+def layers_table(layers: Sequence[LayerReport]) -> Table:
+    """Lay out what `gossamer.inference.compile` chose, one row a layer.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+        As ``SparseModel.report()`` returns them.
 
     Returns
     -------
@@ -187,6 +196,32 @@ def figures_table(document: Mapping[str, Any]) -> Table:
             f"{row['spread']:.2f}",
             MISSING if bar is None else f"{bar:.2f}",
             MISSING if holds is None else "yes" if holds else "NO",
+
+    Examples
+    --------
+    >>> layer = LayerReport("conv", (8, 4, 1, 1), (1, 8, 5, 5), 0.25, "spmm", 200, 0.5, 1.0)
+    >>> layers_table([layer]).row_count
+    1
+    """
+    kernels = Counter(layer.kernel for layer in layers)
+    listed = ", ".join(f"{name} {count}" for name, count in kernels.most_common())
+    multiplied = sum(layer.multiplications for layer in layers) / 1e6
+    table = _table(f"{len(layers)} layers", f"{listed}; {multiplied:.1f} million multiplications")
+    table.add_column("Layer", no_wrap=True)
+    for name in ("Weight", "Output", "Density", "Kernel", "Sparse", "Dense", "Gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in layers:
+        sparse, dense = layer.sparse_ms, layer.dense_ms
+        gain = dense / sparse if sparse and dense else None
+        table.add_row(
+            Text(layer.name, style="bold"),
+            "x".join(map(str, layer.weight)),
+            "x".join(map(str, layer.output)),
+            share(layer.density),
+            layer.kernel,
+            milliseconds(sparse),
+            milliseconds(dense),
+            Text(speedup(gain), style=_STYLES["better" if gain and gain > 1 else "plain"]),
         )
     return table
 

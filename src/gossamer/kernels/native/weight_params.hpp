@@ -131,6 +131,14 @@ struct DepthwiseConvArgs {
     int threads;
 };
 
+// out = left + right.
+struct AddArgs {
+    const float *left, *right;
+    float *out;
+    int64_t count;
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -143,5 +151,6 @@ struct DepthwiseConvArgs {
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \
+    entry(add, AddArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on
