@@ -23,6 +23,7 @@ typedef uint8_t Bytes __attribute__((vector_size(POSITIONS)));
 typedef uint8_t LooseBytes __attribute__((vector_size(POSITIONS), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(POSITIONS)));
 typedef int32_t LooseInts __attribute__((vector_size(POSITIONS), aligned(4), may_alias));
+typedef int32_t LooseInt __attribute__((aligned(1), may_alias));
 typedef uint8_t FewBytes __attribute__((vector_size(W), aligned(1), may_alias));
 
 // Within each 128-bit lane, units of `Size` bytes of the lower or upper half of a and b in turn.
@@ -104,25 +105,46 @@ GOSSAMER_INLINE IntVec add_dot(IntVec sum, const Positions &x, const Weights &w)
 }
 #endif
 
-GOSSAMER_INLINE Vec clamped(const Int8SpmmArgs &a, IntVec sum, int64_t row) {
-    Vec v = __builtin_convertvector(sum, Vec) * broadcast(a.factor[row]) + broadcast(a.offset[row]);
-    const Vec low = broadcast(a.low), high = broadcast(a.high);
-    v = v < low ? low : v;
-    return v > high ? high : v;
+GOSSAMER_INLINE void put_bytes(uint8_t *to, IntVec v) {
+    *reinterpret_cast<FewBytes *>(to) = __builtin_convertvector(v & 0xff, FewBytes);
 }
+GOSSAMER_INLINE void put_words(int32_t *to, IntVec v) { *reinterpret_cast<LooseInts *>(to) = v; }
 
-// `count` <= W sums of a row go to `to`.
-GOSSAMER_INLINE void put_sums(const Int8SpmmArgs &a, IntVec sum, int64_t row, int64_t at,
-                              int64_t count) {
-    if (a.kind == Sums::uint8 || a.kind == Sums::int8) {
-        const Vec rounded = clamped(a, sum, row) + MAGIC;
-        const IntVec whole = reinterpret_cast<IntVec>(rounded) ^ (a.kind == Sums::int8 ? 0x80 : 0);
-        const FewBytes bytes = __builtin_convertvector(whole & 0xff, FewBytes);
-        memcpy(static_cast<uint8_t *>(a.out) + at, &bytes, static_cast<size_t>(count));
+// `width` of the N vectors of a row's sums, as T.
+template <class T, int N, class Put>
+GOSSAMER_INLINE void put_vectors(T *to, const IntVec (&v)[N], int64_t width, const Put &put) {
+    if (width >= N * W) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) put(to + n * W, v[n]);
         return;
     }
-    if (a.kind == Sums::float32) sum = reinterpret_cast<IntVec>(clamped(a, sum, row));
-    memcpy(static_cast<int32_t *>(a.out) + at, &sum, static_cast<size_t>(4 * count));
+    alignas(64) T all[N * W];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) put(all + n * W, v[n]);
+    for (int64_t i = 0; i < width; ++i) to[i] = all[i];
+}
+
+template <int N>
+GOSSAMER_INLINE void put_row(const Int8SpmmArgs &a, IntVec (&v)[N], int64_t row, int64_t at,
+                             int64_t width) {
+    if (a.kind != Sums::int32) {
+        const Vec factor = broadcast(a.factor[row]), offset = broadcast(a.offset[row]);
+        const Vec low = broadcast(a.low), high = broadcast(a.high);
+        // Adding MAGIC leaves a clamped result, rounded, in the lowest byte.
+        const Vec shift = broadcast(a.kind == Sums::float32 ? 0.0f : MAGIC);
+        const IntVec flip = IntVec{} + (a.kind == Sums::int8 ? 0x80 : 0);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            Vec real = __builtin_convertvector(v[n], Vec) * factor + offset;
+            real = real < low ? low : real;
+            real = real > high ? high : real;
+            v[n] = reinterpret_cast<IntVec>(real + shift) ^ flip;
+        }
+    }
+    if (a.kind == Sums::uint8 || a.kind == Sums::int8)
+        put_vectors(static_cast<uint8_t *>(a.out) + at, v, width, put_bytes);
+    else
+        put_vectors(static_cast<int32_t *>(a.out) + at, v, width, put_words);
 }
 
 // R rows of a group at one strip of `vectors` vectors.
@@ -134,9 +156,8 @@ GOSSAMER_INLINE void multiply(const Int8SpmmArgs &a, const uint8_t *x, const int
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) sums[r][n] = IntVec{} + (r < rows ? a.begin[row + r] : 0);
-    for (int64_t q = 0; q < quads; ++q, x += 4 * POSITIONS, values += 4 * a.group) {
-        int32_t quad[R];
-        memcpy(quad, values, sizeof quad);
+    const auto *quad = reinterpret_cast<const LooseInt *>(values);
+    for (int64_t q = 0; q < quads; ++q, x += 4 * POSITIONS, quad += a.group) {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const Positions p(*reinterpret_cast<const IntVec *>(x + n * POSITIONS));
@@ -145,14 +166,8 @@ GOSSAMER_INLINE void multiply(const Int8SpmmArgs &a, const uint8_t *x, const int
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-        if (r >= rows) break;
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-            if (n * W < width)
-                put_sums(a, sums[r][n], row + r, to + r * a.out_row + n * W,
-                         min64(W, width - n * W));
-    }
+    for (int r = 0; r < R; ++r)
+        if (r < rows) put_row(a, sums[r], row + r, to + r * a.out_row, width);
 }
 
 template <int R>
