@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import PackedWeight, pack
-from gossamer.kernels.packed import PANEL, ROWS
+from gossamer.kernels.packed import ROWS
 from gossamer.patterns import NM, Block, Channel, Unstructured, WeightPattern
 from gossamer.testing import random_mask
 
@@ -35,13 +35,13 @@ def rebuilt(weight: PackedWeight) -> Tensor:
     """The dense weight that the panels describe, walked line by line."""
     panels, (rows, columns) = weight.support.panels, weight.shape
     dense = torch.zeros(rows, columns)
-    across = max(1, -(-columns // PANEL))
+    across = max(1, -(-columns // panels.width))
     for cell in range(len(panels.lines)):
         unit = int(panels.starts[cell])
         for line, count in zip(panels.lines[cell], panels.counts[cell], strict=True):
             row = cell // across * ROWS + int(line) * panels.group
             for _ in range(int(count)):
-                column = cell % across * PANEL + int(panels.columns[unit])
+                column = cell % across * panels.width + int(panels.columns[unit])
                 height = min(panels.group, rows - row)
                 dense[row : row + height, column] += weight.panel_values[unit, :height]
                 unit += 1

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import backend, instruction_sets, pack, spmm
-from gossamer.kernels.packed import PANEL, ROWS
+from gossamer.kernels.packed import PANELS, ROWS
+
 from gossamer.kernels.spmm import _parts
 from gossamer.patterns import Block
 from gossamer.testing import check_product, random_mask
 
+PANEL = max(PANELS)
 pytestmark = pytest.mark.usefixtures("nan_memory")
 DTYPES = [torch.float32, torch.bfloat16]
 IMPLS = ["reference", "cpu"] if instruction_sets() else ["reference"]
@@ -40,7 +42,7 @@ def matrices(
 @cases
 @given(
     st.integers(0, 2 * ROWS + 5),
-    st.sampled_from([0, 1, 17, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL]),
+    st.sampled_from([0, 1, 17, 127, 128, 129, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL]),
     st.sampled_from([0, 1, 15, 16, 17, 49, 64, 96, 97, 200]),
     st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     st.sampled_from([1, 1, 2, 4, 8]),
@@ -133,8 +135,8 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
     room = torch.full((2, 131 + 2, width + 6), 7.0, dtype=dtype)
     out = room[:, 1:-1, 3:-3]
     dense = dense.to(dtype)[None].expand(2, -1, -1).contiguous()
-    parts = _parts(pack(weight), "cpu")
-    backend.launch("spmm", PANEL, *parts, dense, out, None, -math.inf, math.inf, 2)
+    parts, panel = _parts(pack(weight), "cpu")
+    backend.launch("spmm", panel, *parts, dense, out, None, -math.inf, math.inf, 2)
     check_product(out, weight, dense)
     out.fill_(7.0)
     assert bool((room == 7.0).all())

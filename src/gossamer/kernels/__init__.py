@@ -3,6 +3,7 @@
 from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
+from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
 from gossamer.kernels.int8_weight import Affine, Int8Weight, pack_int8
@@ -30,6 +31,7 @@ __all__ = [
     "activation_sparse_matmul",
     "block_sparse_attention",
     "block_sparse_state",
+    "depthwise_conv",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",

@@ -17,7 +17,8 @@ from gossamer.kernels.memory import empty_aligned, use_huge_pages
 from gossamer.patterns import NM, Unstructured, WeightPattern
 
 DTYPES = (torch.float32, torch.bfloat16)
-PANEL = 128  # columns a panel: a strip of the dense operand over them fits the first-level cache
+PANELS = (128, 256)  # columns a panel: to meet many entries in the first-level cache, or few in the
+DENSE = 0.15  # second: the density that tells them apart
 ROWS = 128  # rows a block, within which lines are sorted by length
 GROUPS = (8, 4, 2)  # consecutive rows that may share their column indices
 GROUP_FILL = 0.9  # share of a group's cells that must be entries for it to pay
@@ -28,12 +29,14 @@ MAX_SIZE = 2**31 - 1
 class Panels:
     """Entries in the order in which a block of the dense operand in cache wants them.
 
-    Rows fall into blocks of `ROWS`, columns into panels of `PANEL`. A block and a panel meet in a
+    Rows fall into blocks of `ROWS`, columns into panels of `width`. A block and a panel meet in a
     cell; a cell holds its *lines*, groups of `group` consecutive rows, longest first, and a line
     holds *units*, a column's weights in that group.
 
     Parameters
     ----------
+    width : int
+        Columns a panel, at most 256.
     group : int
         Rows a line: 1, 2, 4 or 8.
     starts : Tensor [blocks * panels + 1] int64
@@ -41,13 +44,14 @@ class Panels:
     lines : Tensor [blocks * panels, ROWS / group] int16
         The block's lines from the longest to the shortest.
     counts : Tensor, like `lines`, int16
-        Units of those lines, made even; negative behind the last row of the matrix.
+        Units of those lines; negative behind the last row of the matrix.
     columns : Tensor [units] uint8
         Within the panel.
     entries : Tensor [units, group] int32 or int64
         Entry of the compressed rows in each cell of a unit; one past the last where there is none.
     """
 
+    width: int
     group: int
     starts: Tensor
     lines: Tensor
@@ -131,12 +135,12 @@ class Support:
     def panels(self) -> Panels:
         """The layout of products with many columns."""
         rows, columns = self.shape
-        group = self._group()
+        group, width = self._group(), PANELS[len(self.columns) < DENSE * rows * columns]
         row, column = self.row_indices, self.column_indices.long()
         units, unit_of_entry = (row // group * columns + column).unique(return_inverse=True)
         line, column = units // max(1, columns), units % max(1, columns)
-        blocks, panels, per_block = -(-rows // ROWS), max(1, -(-columns // PANEL)), ROWS // group
-        cell = line // per_block * panels + column // PANEL
+        blocks, panels, per_block = -(-rows // ROWS), max(1, -(-columns // width)), ROWS // group
+        cell = line // per_block * panels + column // width
         slot = cell * per_block + line % per_block
 
         counts = torch.bincount(slot, minlength=blocks * panels * per_block)
@@ -146,25 +150,17 @@ class Support:
         counts, lines = counts.flatten(0, 1).sort(dim=1, descending=True, stable=True)
         slot = cell * per_block + lines.argsort(dim=1).flatten()[slot]
 
-        # Units go to their lines, which end on a unit without entries where they would be odd.
-        even = (counts + 1) // 2 * 2
-        begin, packed_begin = (_offsets(count.clamp(min=0).flatten()) for count in (even, counts))
+        begin = _offsets(counts.clamp(min=0).flatten())
         order = slot.argsort(stable=True)
-        place = torch.arange(len(order), device=row.device) + (begin - packed_begin)[slot[order]]
-        odd = (even > counts).flatten() & (counts > 0).flatten()
-        last = begin[:-1][odd] + counts.flatten()[odd] - 1
-        in_panel = torch.empty(int(begin[-1]), dtype=torch.uint8, device=row.device)
-        in_panel[place] = (column[order] % PANEL).to(torch.uint8)
-        in_panel[last + 1] = in_panel[last]
-        entries = torch.full((len(in_panel), group), len(row), device=row.device)
-        place_of_unit = torch.empty_like(order).scatter_(0, order, place)
-        entries[place_of_unit[unit_of_entry], row % group] = torch.arange(len(row))
+        entries = torch.full((len(order), group), len(row), device=row.device)
+        entries[order.argsort()[unit_of_entry], row % group] = torch.arange(len(row))
         return Panels(
+            width,
             group,
             begin[::per_block].contiguous(),
             lines.to(torch.int16),
-            even.to(torch.int16),
-            _settled(in_panel),
+            counts.to(torch.int16),
+            _settled((column[order] % width).to(torch.uint8)),
             entries.to(torch.int32 if len(row) < MAX_SIZE else torch.int64),
         )
 

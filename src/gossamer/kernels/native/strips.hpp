@@ -8,22 +8,26 @@ namespace gossamer::GOSSAMER_ISA {
 
 constexpr int64_t BLOCK = 128;          // rows of the weight whose entries lie together
 constexpr int64_t TASK_BLOCKS = 16;     // at most: sums of a task stay in the second-level cache
-constexpr int SUMS = W >= 16 ? 16 : 8;  // registers that hold sums
+constexpr int64_t NARROW = 32;          // vectors a thread: few for the rows that they share
+constexpr int64_t SHALLOW = 128;        // a deeper panel leaves less room to be wide
+constexpr int SUMS = W >= 16 ? 24 : 8;  // registers that hold sums
 constexpr int STRIP = W >= 16 ? 6 : 8;  // vectors a strip is wide, at most
-constexpr int64_t AHEAD = 12;           // rows between a prefetch and its use
+constexpr int64_t FAR_BYTES = 1 << 20;  // of both operands, a thread: no longer kept in cache
+constexpr int64_t AHEAD = 8;            // rows between a prefetch and its use
 
 // One panel of one strip and the blocks of rows that meet it.
 struct StripTask {
-    const float *x;  // [panel, stride], zeros beyond the strip's width
+    int64_t depth;   // rows of the operand in this panel
+    const float *x;  // [depth, stride], zeros beyond the strip's width
     int64_t stride;  // floats; whole vectors
     float *sums;     // of rows 0, 1, ...; [row, stride], as the panels before have left them
     float *to;       // where the sums go: sums itself, or the result
     int64_t to_stride;
     const float *bias;  // not nullptr: what sums begin with, and not with `sums`
-    float low, high;    // clamp on the way
-    int64_t rows;       // of the result; a line's other rows are not stored
-    const char *ahead;  // the next strip's rows in this panel
-    int64_t ahead_stride, ahead_rows, ahead_bytes;
+    bool clamped;       // on the way, to
+    float low, high;
+    int64_t rows;  // of the result; a line's other rows are not stored
+    bool far;      // the sums go where no cache holds them
 };
 
 // A strip's rows lie too far apart for the hardware to guess the next one.
@@ -62,14 +66,23 @@ GOSSAMER_INLINE float *direct(uint16_t *) { return nullptr; }
 // in a strip's first and last panel it must go through every row. How the work is split does not
 // change any sum.
 template <class T, class Multiply>
-static void multiply_strips(const Strips &s, int64_t panel_rows, const Multiply &multiply) {
+static void multiply_strips(const Strips &s, int64_t panel_rows, bool fetch_ahead,
+                            const Multiply &multiply) {
     const int64_t blocks = ceil_div(s.rows, BLOCK), vectors = ceil_div(s.width, W);
     const int64_t panels = max64(1, ceil_div(s.columns, panel_rows));
     if (blocks == 0) return;
-    const int64_t strips = ceil_div(vectors, STRIP);
-    const int64_t wanted = s.threads == 1 ? 1 : ceil_div(4 * s.threads, max64(1, s.batch * strips));
+    const int64_t depth = min64(panel_rows, s.columns), widest = depth > SHALLOW ? 4 : STRIP;
+    const int64_t full = ceil_div(vectors, widest);  // strips of the widest kind
+    const int64_t strips = max64(1, min64(vectors, round_up(full, s.threads)));
+    // Threads share no cache line of the result's rows where each has rows of its own.
+    const bool by_rows = vectors < NARROW * s.threads && blocks >= s.threads;
+    const int64_t tasks = max64(1, s.batch * strips);
+    const int64_t wanted = by_rows                  ? s.threads
+                           : tasks >= 2 * s.threads ? 1
+                                                    : ceil_div(4 * s.threads, tasks);
     const int64_t task_blocks = min64(TASK_BLOCKS, ceil_div(blocks, wanted));
     const int64_t parts = ceil_div(blocks, task_blocks);
+    const bool far = fetch_ahead && (s.rows + s.columns) * s.width * 4 > FAR_BYTES * s.threads;
 #pragma omp parallel num_threads(s.threads)
     {
         const int64_t rows = task_blocks * BLOCK;
@@ -79,8 +92,8 @@ static void multiply_strips(const Strips &s, int64_t panel_rows, const Multiply 
         float *sums = scratch.take<float>(rows * STRIP * W), *bias = scratch.take<float>(rows);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < s.batch * strips * parts; ++i) {
-            const int64_t strip = i / parts % strips, batch = i / parts / strips;
-            const int64_t first = i % parts * task_blocks, end = min64(blocks, first + task_blocks);
+            const int64_t strip = i % tasks % strips, batch = i % tasks / strips;
+            const int64_t first = i / tasks * task_blocks, end = min64(blocks, first + task_blocks);
             const int64_t top = first * BLOCK, bottom = min64(s.rows, end * BLOCK);
             for (int64_t r = 0; r < rows; ++r)
                 bias[r] = s.bias == nullptr || top + r >= bottom ? 0.0f : s.bias[top + r];
@@ -93,23 +106,20 @@ static void multiply_strips(const Strips &s, int64_t panel_rows, const Multiply 
             t.stride = round_up(width, W);
             t.sums = t.to = sums - top * t.stride;
             t.to_stride = t.stride;
-            t.low = NEG_INF;
-            t.high = -NEG_INF;
+            t.low = s.low;
+            t.high = s.high;
             t.rows = top + rows;
-            t.ahead_stride = s.dense_row * static_cast<int64_t>(sizeof(T));
-            t.ahead_bytes = width * static_cast<int64_t>(sizeof(T));
             const bool in_place = direct(out) != nullptr && width == t.stride;
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const T *from = dense + panel * panel_rows * s.dense_row;
-                t.ahead_rows = min64(panel_rows, s.columns - panel * panel_rows);
-                t.ahead = reinterpret_cast<const char *>(from + width);
-                copy_in(from, s.dense_row, t.ahead_rows, width, x);
+                t.depth = min64(panel_rows, s.columns - panel * panel_rows);
+                copy_in(from, s.dense_row, t.depth, width, x);
                 t.bias = panel == 0 ? bias - top : nullptr;
                 if (panel == panels - 1) {
-                    t.low = s.low;
-                    t.high = s.high;
+                    t.clamped = s.low > NEG_INF || s.high < -NEG_INF;
                     if (in_place) {
                         t.to = direct(out);
+                        t.far = far;
                         t.to_stride = s.out_row;
                         t.rows = s.rows;
                     }
@@ -140,14 +150,17 @@ GOSSAMER_INLINE void begin(const StripTask &t, int64_t row, int64_t column, Vec 
 template <int N>
 GOSSAMER_INLINE void end(const StripTask &t, int64_t row, int64_t column, Vec (&v)[N]) {
     if (row >= t.rows) return;
-    const Vec low = broadcast(t.low), high = broadcast(t.high);
+    if (t.clamped) {
+        const Vec low = broadcast(t.low), high = broadcast(t.high);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) {
+            v[i] = v[i] < low ? low : v[i];  // NaN passes
+            v[i] = v[i] > high ? high : v[i];
+        }
+    }
     float *to = t.to + row * t.to_stride + column;
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-        v[i] = v[i] < low ? low : v[i];  // NaN passes
-        v[i] = v[i] > high ? high : v[i];
-        store(to + i * W, v[i]);
-    }
+    for (int i = 0; i < N; ++i) store(to + i * W, v[i]);
 }
 
 // Adds G weights of one column times N vectors of the operand's row.
@@ -164,10 +177,11 @@ GOSSAMER_INLINE void add_unit(const float *row, const float *values, Vec (&sums)
     }
 }
 
-// While a row is at work: the result's row that comes later, and a row of the next strip.
-GOSSAMER_INLINE void prefetch_for(const StripTask &t, int64_t row, int64_t later) {
-    prefetch_bytes(t.to + min64(later, t.rows - 1) * t.to_stride, t.stride * 4);
-    if (row < t.ahead_rows) prefetch_bytes(t.ahead + row * t.ahead_stride, t.ahead_bytes);
+// The result's rows of a line that comes later.
+GOSSAMER_INLINE void prefetch_out(const StripTask &t, int64_t row, int64_t rows) {
+    for (int64_t r = row; r < min64(row + rows, t.rows); ++r)
+        for (int64_t c = 0; c < t.stride; c += W)
+            __builtin_prefetch(t.to + r * t.to_stride + c, 1, 3);
 }
 
 // The strip in passes of at most N vectors: cell(std::integral_constant<int, n>, column).

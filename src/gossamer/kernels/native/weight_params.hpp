@@ -115,6 +115,20 @@ struct ActivationSparseArgs {
     int threads;
 };
 
+// Every channel of float32 images with a kernel of its own; all tensors contiguous.
+struct DepthwiseConvArgs {
+    const float *image;   // [images, channels, height, width]
+    const float *weight;  // [channels, kernel_height, kernel_width]
+    const float *bias;    // [channels] or nullptr
+    float *out;           // [images, channels, out_height, out_width]
+    int64_t images, channels, height, width, out_height, out_width;
+    int64_t kernel_height, kernel_width;
+    int64_t stride;     // 1 or 2
+    int64_t left, top;  // zeros before the image; those behind it follow from the sizes
+    float low, high;    // results are clamped to
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -126,5 +140,6 @@ struct ActivationSparseArgs {
     entry(sparse_gemv, SparseGemvArgs)   \
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
+    entry(depthwise_conv, DepthwiseConvArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

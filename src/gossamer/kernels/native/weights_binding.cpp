@@ -172,6 +172,32 @@ void activation_sparse_matmul(const Array &activations, const Array &weight, con
     active_kernels().activation_sparse_matmul(a);
 }
 
+void depthwise_conv(const Array &image, const Array &weight, const Array &out,
+                    const MaybeArray &bias, int64_t stride, int64_t left, int64_t top, float low,
+                    float high, int threads) {
+    DepthwiseConvArgs a{};
+    a.image = tensor<float>(image);
+    a.weight = tensor<float>(weight);
+    a.bias = data<const float>(bias);
+    a.out = static_cast<float *>(out.data());
+    a.images = static_cast<int64_t>(image.shape(0));
+    a.channels = static_cast<int64_t>(image.shape(1));
+    a.height = static_cast<int64_t>(image.shape(2));
+    a.width = static_cast<int64_t>(image.shape(3));
+    a.out_height = static_cast<int64_t>(out.shape(2));
+    a.out_width = static_cast<int64_t>(out.shape(3));
+    a.kernel_height = static_cast<int64_t>(weight.shape(1));
+    a.kernel_width = static_cast<int64_t>(weight.shape(2));
+    a.stride = stride;
+    a.left = left;
+    a.top = top;
+    a.low = low;
+    a.high = high;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().depthwise_conv(a);
+}
+
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
@@ -181,6 +207,7 @@ void bind_weights(nb::module_ &m) {
     m.def("sparse_gemv", &sparse_gemv);
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);
+    m.def("depthwise_conv", &depthwise_conv);
     m.def("activation_sparse_matmul", &activation_sparse_matmul);
 }
 

@@ -10,13 +10,12 @@ template <int Count, int N>
 static void multiply_groups(const NmMatmulArgs &a, const StripTask &task, int64_t column,
                             int64_t block, int64_t first_group) {
     constexpr bool TWO = Count % 2 == 0 && Count > 0 && 2 * N <= SUMS;
-    const int64_t n = Count > 0 ? Count : a.n, groups = task.ahead_rows / a.m;
+    const int64_t n = Count > 0 ? Count : a.n, groups = task.depth / a.m;
     const int64_t row_size = a.strips.columns / a.m * n, step = a.m * task.stride;
     for (int64_t row = block * BLOCK; row < min64(a.strips.rows, (block + 1) * BLOCK); ++row) {
         const float *values = a.values + row * row_size + first_group * n;
         const uint8_t *indices = a.indices + row * row_size + first_group * n;
         const float *x = task.x + column;
-        if (column == 0) prefetch_for(task, row, row + AHEAD);
         Vec sums[1][N], others[1][N] = {};
         begin(task, row, column, sums[0]);
         for (int64_t g = 0; g < groups; ++g, x += step)
@@ -34,7 +33,7 @@ template <class T, int Count>
 static void run(const NmMatmulArgs &a) {
     constexpr int64_t TARGET = 128;  // the operand's rows a panel, where groups are not larger
     const int64_t groups = max64(1, TARGET / a.m);
-    multiply_strips<T>(a.strips, groups * a.m,
+    multiply_strips<T>(a.strips, groups * a.m, false,
                        [&](const StripTask &task, int64_t block, int64_t panel) {
                            in_passes<STRIP>(0, task.stride, [&](auto n, int64_t column) {
                                multiply_groups<Count, n()>(a, task, column, block, panel * groups);

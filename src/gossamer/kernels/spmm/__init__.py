@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gossamer.kernels import backend
 from gossamer.kernels.library import register
-from gossamer.kernels.packed import DTYPES, PANEL, PackedWeight, pack
+from gossamer.kernels.packed import DTYPES, PackedWeight, pack
 from gossamer.kernels.spmm import reference
 from gossamer.kernels.validation import unit_stride
 
@@ -66,7 +66,7 @@ def spmm(
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
     batched = unit_stride(dense if dense.ndim == 3 else dense[None])
     product = torch.ops.gossamer.spmm(
-        _parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
+        *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
     )
     return product if dense.ndim == 3 else product[0]
 
@@ -116,17 +116,19 @@ def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-def _parts(weight: PackedWeight, impl: str) -> list[Tensor]:
-    """The tensors of the weight that an implementation reads."""
+def _parts(weight: PackedWeight, impl: str) -> tuple[list[Tensor], int]:
+    """The tensors of the weight that an implementation reads, and how wide its panels are."""
     support = weight.support
     if impl != "cpu":
-        return [weight.values, support.offsets, support.column_indices]
+        return [weight.values, support.offsets, support.column_indices], support.shape[1]
     panels = support.panels
-    return [panels.starts, panels.lines, panels.counts, panels.columns, weight.panel_values]
+    tensors = [panels.starts, panels.lines, panels.counts, panels.columns, weight.panel_values]
+    return tensors, panels.width
 
 
 def _spmm(
     weight: list[Tensor],
+    panel: int,
     rows: int,
     dense: Tensor,
     bias: Tensor | None,
@@ -137,18 +139,18 @@ def _spmm(
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.spmm(values, offsets, columns, dense, bias, low, high)
-    out = _empty(weight, rows, dense)
-    backend.launch("spmm", PANEL, *weight, dense, out, bias, low, high, torch.get_num_threads())
+    out = _empty(weight, panel, rows, dense)
+    backend.launch("spmm", panel, *weight, dense, out, bias, low, high, torch.get_num_threads())
     return out
 
 
-def _empty(weight: list[Tensor], rows: int, dense: Tensor, *rest: object) -> Tensor:
+def _empty(weight: list[Tensor], panel: int, rows: int, dense: Tensor, *rest: object) -> Tensor:
     return dense.new_empty(dense.shape[0], rows, dense.shape[2])
 
 
 register(
-    "spmm(Tensor[] weight, int rows, Tensor dense, Tensor? bias, float low, float high, str impl) "
-    "-> Tensor",
+    "spmm(Tensor[] weight, int panel, int rows, Tensor dense, Tensor? bias, float low, float high, "
+    "str impl) -> Tensor",
     _spmm,
     _empty,
 )

@@ -4,47 +4,44 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
+constexpr int64_t FEW = 8;  // units a row
+
 // A cell of the weight times N vectors, from `column` on, of the panel.
 template <int G, int N>
 static void multiply_cell(const SpmmArgs &a, const StripTask &task, int64_t column, int64_t block,
                           int64_t cell, int64_t least) {
-    constexpr bool TWO = 2 * G * N <= SUMS;  // chains of additions, to hide their latency
     constexpr int64_t LINES = BLOCK / G;
     const int16_t *lines = a.lines + cell * LINES, *counts = a.counts + cell * LINES;
     const uint8_t *columns = a.columns + a.starts[cell];
     const float *values = a.values + a.starts[cell] * G, *x = task.x + column;
     const int64_t stride = task.stride;
     for (int64_t i = 0; i < LINES && counts[i] >= least; ++i) {
-        const int64_t row = block * BLOCK + lines[i] * G, count = counts[i];
-        if (column == 0)
-            prefetch_for(task, row, block * BLOCK + lines[min64(i + AHEAD, LINES - 1)] * G);
-        Vec sums[G][N], others[G][N] = {};
+        const int64_t row = block * BLOCK + lines[i] * G;
+        if (task.far && column == 0)
+            prefetch_out(task, block * BLOCK + lines[min64(i + AHEAD / G, LINES - 1)] * G, G);
+        Vec sums[G][N];
 #pragma GCC unroll 8
         for (int g = 0; g < G; ++g) begin(task, row + g, column, sums[g]);
-        for (int64_t j = 0; j < count; j += 2, columns += 2, values += 2 * G) {
-            add_unit<G, N>(x + columns[0] * stride, values, sums);
-            add_unit<G, N>(x + columns[1] * stride, values + G, TWO ? others : sums);
-        }
+        for (const uint8_t *last = columns + counts[i]; columns < last; ++columns, values += G)
+            add_unit<G, N>(x + *columns * stride, values, sums);
 #pragma GCC unroll 8
-        for (int g = 0; g < G; ++g) {
-            if constexpr (TWO)
-#pragma GCC unroll 8
-                for (int c = 0; c < N; ++c) sums[g][c] += others[g][c];
-            end(task, row + g, column, sums[g]);
-        }
+        for (int g = 0; g < G; ++g) end(task, row + g, column, sums[g]);
     }
 }
 
 template <class T, int G>
 static void run(const SpmmArgs &a) {
     const int64_t panels = max64(1, ceil_div(a.strips.columns, a.panel));
-    multiply_strips<T>(a.strips, a.panel, [&](const StripTask &task, int64_t block, int64_t panel) {
-        const int64_t least = panel == 0 || panel == panels - 1 ? 0 : 2;
-        in_passes<(SUMS / G < STRIP ? SUMS / G : STRIP)>(
-            0, task.stride, [&](auto n, int64_t column) {
-                multiply_cell<G, n()>(a, task, column, block, block * panels + panel, least);
-            });
-    });
+    const int64_t cells = ceil_div(a.strips.rows, BLOCK) * panels;
+    const bool few = a.starts[cells] * G <= FEW * a.strips.rows;  // the result costs more
+    multiply_strips<T>(
+        a.strips, a.panel, few, [&](const StripTask &task, int64_t block, int64_t panel) {
+            const int64_t least = panel == 0 || panel == panels - 1 ? 0 : 1;
+            in_passes<(SUMS / G < STRIP ? SUMS / G : STRIP)>(
+                0, task.stride, [&](auto n, int64_t column) {
+                    multiply_cell<G, n()>(a, task, column, block, block * panels + panel, least);
+                });
+        });
 }
 
 template <class T>
