@@ -173,16 +173,20 @@ GOSSAMER_INLINE void multiply(const Int8SpmmArgs &a, const uint8_t *x, const int
         if (r < rows) put_row(a, sums[r], row + r, to + r * a.out_row, width);
 }
 
-// One line at one strip: `x` holds its quads of columns, interleaved.
+// One line at one strip.
 struct Line {
-    const uint8_t *x;
-    const int8_t *values;
+    const uint8_t *strip;
+    const int32_t *columns;    // [quads, 4]
+    const int8_t *values;      // [group, quads, 4]
     int64_t quads, row, rows;  // `rows` of the line are in the matrix
     int64_t to, width;
+    uint8_t *x;  // room for the interleaved bytes of all quads
 };
 
 template <int R>
 static void multiply_line(const Int8SpmmArgs &a, const Line &line) {
+    for (int64_t q = 0; q < line.quads; ++q)
+        interleave(line.strip, line.columns + 4 * q, line.x + q * 4 * POSITIONS);
     for (int64_t r = 0; r < line.rows; r += R) {
         const int8_t *values = line.values + r * line.quads * 4;
         for (int64_t c = 0; c < line.width; c += WIDE * W) {
@@ -224,9 +228,15 @@ static void multiply_tiles(const Int8SpmmArgs &a, const Line &line) {
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t q = 0; q < line.quads; q += TILE_QUADS) {
-        // Behind a row's last quad come other weights, but there `x` is zero.
+        // A few quads at a time stay in the first-level cache; the next go elsewhere.
+        uint8_t *x = line.x + q / TILE_QUADS % 2 * TILE_QUADS * 4 * POSITIONS;
+        const int64_t count = min64(TILE_QUADS, line.quads - q);
+        for (int64_t i = 0; i < count; ++i)
+            interleave(line.strip, line.columns + 4 * (q + i), x + i * 4 * POSITIONS);
+        // Behind a row's last quad come other weights, but zeros to multiply them with.
+        memset(x + count * 4 * POSITIONS, 0,
+               static_cast<size_t>((TILE_QUADS - count) * 4 * POSITIONS));
         _tile_loadd(4, line.values + 4 * q, stride);
-        const uint8_t *x = line.x + q * 4 * POSITIONS;
         _tile_loadd(5, x, 4 * POSITIONS);
         _tile_dpbsud(0, 4, 5);
         if (line.width > W) {
@@ -303,14 +313,13 @@ static void copy_in(const Int8SpmmArgs &a, const T *from, int64_t width, uint8_t
 }
 
 template <class Multiply>
-static void run(const Int8SpmmArgs &a, int64_t tile, const Multiply &multiply) {
+static void run(const Int8SpmmArgs &a, const Multiply &multiply) {
     const int64_t lines = ceil_div(a.rows, a.group), strips = ceil_div(a.width, POSITIONS);
     const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, max64(1, a.batch * strips));
     const int64_t task = max64(1, min64(TASK_LINES, ceil_div(lines, wanted)));
     const int64_t parts = ceil_div(lines, task);
-    int64_t longest = 0;
+    int64_t longest = 2 * 16;  // the tiles' room
     for (int64_t g = 0; g < lines; ++g) longest = max64(longest, a.starts[g + 1] - a.starts[g]);
-    longest = round_up(longest, tile);
 #pragma omp parallel num_threads(a.threads)
     {
         Scratch scratch(static_cast<size_t>((a.columns + 4 * longest) * POSITIONS));
@@ -331,14 +340,10 @@ static void run(const Int8SpmmArgs &a, int64_t tile, const Multiply &multiply) {
             const int64_t end = min64(lines, (i % parts + 1) * task);
             for (int64_t g = i % parts * task; g < end; ++g) {
                 const int64_t first = a.starts[g], quads = a.starts[g + 1] - first;
-                for (int64_t q = 0; q < quads; ++q)
-                    interleave(strip, a.quads + 4 * (first + q), x + q * 4 * POSITIONS);
-                const size_t rest = static_cast<size_t>(round_up(quads, tile) - quads);
-                memset(x + quads * 4 * POSITIONS, 0, rest * 4 * POSITIONS);
                 const int64_t row = g * a.group;
-                multiply(Line{x, a.values + first * a.group * 4, quads, row,
-                              min64(a.group, a.rows - row),
-                              batch * a.out_batch + row * a.out_row + begin, width});
+                multiply(Line{strip, a.quads + 4 * first, a.values + first * a.group * 4, quads,
+                              row, min64(a.group, a.rows - row),
+                              batch * a.out_batch + row * a.out_row + begin, width, x});
             }
         }
     }
@@ -348,14 +353,14 @@ static void run(const Int8SpmmArgs &a, int64_t tile, const Multiply &multiply) {
 
 void int8_spmm(const Int8SpmmArgs &a) {
 #if defined(__AMX_INT8__)
-    if (a.group >= 8) return run(a, TILE_QUADS, [&](const Line &line) { multiply_tiles(a, line); });
+    if (a.group >= 8) return run(a, [&](const Line &line) { multiply_tiles(a, line); });
 #endif
     if (a.group >= 4)
-        run(a, 1, [&](const Line &line) { multiply_line<4>(a, line); });
+        run(a, [&](const Line &line) { multiply_line<4>(a, line); });
     else if (a.group == 2)
-        run(a, 1, [&](const Line &line) { multiply_line<2>(a, line); });
+        run(a, [&](const Line &line) { multiply_line<2>(a, line); });
     else
-        run(a, 1, [&](const Line &line) { multiply_line<1>(a, line); });
+        run(a, [&](const Line &line) { multiply_line<1>(a, line); });
 }
 
 }  // namespace gossamer::GOSSAMER_ISA
