@@ -65,10 +65,10 @@ bool has_amx() {
     if (!has_avx512vnni()) return false;
     unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24);
+    const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24), bytes = edx & (1u << 25);
     if (!__builtin_cpu_supports("avx512vbmi2")) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;
-    return bf16 && tile && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return bf16 && tile && bytes && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 #endif
 

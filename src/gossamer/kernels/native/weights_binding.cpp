@@ -66,11 +66,16 @@ Sums sums_of(const Array &t) {
     return t.dtype() == nb::dtype<uint8_t>() ? Sums::uint8 : Sums::int8;
 }
 
-void int8_spmm(const Array &starts, const Array &quads, const Array &values, const Array &begin,
-               const Array &dense, const Array &out, const MaybeArray &factor,
-               const MaybeArray &offset, float low, float high, int threads) {
+void int8_spmm(int64_t group, const Array &starts, const Array &quads, const Array &values,
+               const Array &begin, const Array &dense, float inverse, float zero, const Array &out,
+               const MaybeArray &factor, const MaybeArray &offset, float low, float high,
+               int threads) {
     Int8SpmmArgs a{};
-    a.dense = tensor<uint8_t>(dense);
+    a.dense = dense.data();
+    a.real = dense.dtype() == nb::dtype<float>();
+    a.inverse = inverse;
+    a.zero = zero;
+    a.flip = dense.dtype() == nb::dtype<int8_t>() ? 0x80 : 0;
     a.out = out.data();
     a.kind = sums_of(out);
     a.batch = static_cast<int64_t>(dense.shape(0));
@@ -81,8 +86,7 @@ void int8_spmm(const Array &starts, const Array &quads, const Array &values, con
     a.dense_row = dense.stride(1);
     a.out_batch = out.stride(0);
     a.out_row = out.stride(1);
-    a.flip = dense.dtype() == nb::dtype<int8_t>() ? 0x80 : 0;
-    a.group = static_cast<int64_t>(values.shape(1));
+    a.group = group;
     a.starts = tensor<int64_t>(starts);
     a.quads = tensor<int32_t>(quads);
     a.values = tensor<int8_t>(values);
