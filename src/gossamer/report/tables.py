@@ -164,13 +164,6 @@ def figures_table(document: Mapping[str, Any]) -> Table:
     ----------
     document : mapping
         What ``gossamer bench`` writes.
-def layers_table(layers: Sequence[LayerReport]) -> Table:
-    """Lay out what `gossamer.inference.compile` chose, one row a layer.
-
-    Parameters
-    ----------
-    layers : sequence of LayerReport
-        As ``SparseModel.report()`` returns them.
 
     Returns
     -------
@@ -196,6 +189,21 @@ def layers_table(layers: Sequence[LayerReport]) -> Table:
             f"{row['spread']:.2f}",
             MISSING if bar is None else f"{bar:.2f}",
             MISSING if holds is None else "yes" if holds else "NO",
+        )
+    return table
+
+
+def layers_table(layers: Sequence[LayerReport]) -> Table:
+    """Lay out what `gossamer.inference.compile` chose, one row a layer.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+        As ``SparseModel.report()`` returns them.
+
+    Returns
+    -------
+    rich.table.Table
 
     Examples
     --------
