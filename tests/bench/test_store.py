@@ -1,27 +1,16 @@
-"""Files survive full disks, interruptions and kills; damaged files are refused, never believed."""
+"""Results are kept row by row; damaged files are refused, never believed."""
 
 import errno
-import itertools
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gossamer.bench.store import (
-    ROW_NUMBERS,
-    ResultStore,
-    load_json,
-    load_results,
-    save_json,
-    save_text,
-)
+from gossamer.bench.store import ROW_NUMBERS, ResultStore, load_results
 from gossamer.errors import FormatError
 
-OLD, NEW = {"old": [1, 2.5, None, "é"]}, {"new": list(range(500))}
 SETTINGS = {"model": "tiny", "context": 64, "versions": {"torch": "2.13.0", "python": "3.11"}}
 STOCK = {"method": "stock", "prefill_seconds": 2.0, "prefill_speedup": 1.0}
 HIP = {"method": "hip", "density": 0.1, "passkey": {"found": 7, "asked": 8}, "notes": ["short"]}
@@ -31,154 +20,6 @@ VERSION_1 = """{"schema": 1, "model": "tiny", "rows": [{"method": "stock", "pref
 "kv_bytes_read_per_token": 4096, "density": 1.0, "selection_share": 0.0, "perplexity": 9.5,
 "kl": 0.0, "top1_agreement": 1.0, "passkey": {"found": 8, "asked": 8}, "notes": []}],
 "complete": true, "peak_rss_bytes": 1000}"""
-
-
-class Faults:
-    """Counts the file system calls of one save and makes the n-th one go wrong."""
-
-    NAMES = ("open", "write", "fsync", "replace", "close")
-
-    def __init__(self, monkeypatch, n, error, *, killed=False):
-        self.n, self.error, self.killed = n, error, killed
-        self.calls, self.renamed, self.leaked = 0, False, []
-        for name in self.NAMES:
-            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
-        if killed:  # after a kill nothing else reaches the disk, clean-up included
-            monkeypatch.setattr(os, "unlink", self.wrap("unlink", os.unlink))
-
-    def wrap(self, name, real):
-        def call(*arguments, **options):
-            self.calls += 1
-            dead = self.killed and self.calls > self.n
-            if name == "close" and (dead or self.calls == self.n):
-                self.leaked.append(arguments[0])
-            if name == "write" and self.calls == self.n:
-                real(arguments[0], bytes(arguments[1])[:7])  # the disk fills up halfway
-            if dead or self.calls == self.n:
-                raise self.error
-            result = real(*arguments, **options)
-            self.renamed |= name == "replace"
-            return result
-
-        return call
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("error", "killed"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), False),
-        (OSError(errno.EIO, "Input/output error"), False),
-        (KeyboardInterrupt(), False),
-        (Killed(), True),
-    ],
-    ids=["full", "broken", "interrupted", "killed"],
-)
-def test_a_failure_at_any_call_leaves_one_whole_file(tmp_path, error, killed):
-    for n in itertools.count(1):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        path = folder / "results.json"
-        save_json(path, OLD)
-        with pytest.MonkeyPatch.context() as patch:
-            faults = Faults(patch, n, error, killed=killed)
-            failure = None
-            try:
-                save_json(path, NEW)
-            except BaseException as raised:
-                failure = raised
-        for descriptor in faults.leaked:
-            with suppress(OSError):
-                os.close(descriptor)
-        if failure is None:
-            break
-        assert load_json(path) == (NEW if faults.renamed else OLD)
-        if not killed:
-            assert [entry.name for entry in folder.iterdir()] == ["results.json"]
-        if isinstance(error, OSError):
-            assert type(failure) is type(error)
-            assert str(path) in str(failure)
-            assert str(error.strerror) in str(failure)
-        save_json(path, NEW)
-        assert load_json(path) == NEW
-    assert n == 9  # open twice, write, fsync, close, replace, fsync, close; then all of them
-    assert load_json(path) == NEW
-
-
-def test_short_writes_are_continued(tmp_path, monkeypatch):
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, bytes(data)[:3]))
-    save_json(tmp_path / "a.json", NEW)
-    assert load_json(tmp_path / "a.json") == NEW
-
-
-def test_a_failed_first_save_leaves_nothing(tmp_path, monkeypatch):
-    def full(file, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        save_json(tmp_path / "a.json", NEW)
-    assert caught.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["a.json", "with space é.json", "n" * 255])
-def test_any_file_name_does(tmp_path, name):
-    save_json(tmp_path / name, OLD)
-    assert load_json(tmp_path / name) == OLD
-
-
-def test_a_symbolic_link_keeps_pointing_at_its_target(tmp_path):
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    save_json(target, OLD)
-    link.symlink_to(target)
-    save_json(link, NEW)
-    assert link.is_symlink()
-    assert load_json(target) == NEW
-
-
-def test_missing_parent_and_directory_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"could not write .*missing.a\.json"):
-        save_json(tmp_path / "missing" / "a.json", OLD)
-    with pytest.raises(OSError, match="could not write"):
-        save_json(tmp_path, OLD)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_text_that_is_not_unicode_is_still_written(tmp_path):
-    save_text(tmp_path / "page.html", "caf\udce9 é")
-    assert (tmp_path / "page.html").read_text("utf-8") == "caf? é"
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
-def test_what_json_cannot_hold_is_refused_before_writing(tmp_path, value):
-    save_json(tmp_path / "a.json", OLD)
-    with pytest.raises(ValueError, match="expected JSON data with finite numbers"):
-        save_json(tmp_path / "a.json", {"kl": value})
-    assert load_json(tmp_path / "a.json") == OLD
-
-
-json_data = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    # lone surrogates: file names that are not text
-    | st.text(st.characters(exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-@given(json_data)
-def test_round_trip_is_the_identity(tmp_path, document):
-    save_json(tmp_path / "a.json", document)
-    assert load_json(tmp_path / "a.json") == document
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -361,11 +202,11 @@ def test_a_bad_row_changes_nothing(tmp_path, row, message):
     assert path.read_bytes() == before
 
 
-def test_a_row_that_cannot_be_saved_is_not_added(tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_saved_is_not_added(tmp_path, monkeypatch, file_faults):
     store = ResultStore(tmp_path / "results.json", SETTINGS)
     store.append(STOCK)
     with monkeypatch.context() as patch:
-        Faults(patch, 3, OSError(errno.ENOSPC, "No space left on device"))
+        file_faults(patch, 3, OSError(errno.ENOSPC, "No space left on device"))
         with pytest.raises(OSError, match="No space left"):
             store.append(HIP)
     assert store.rows == (STOCK,)

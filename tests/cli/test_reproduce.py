@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from gossamer import reproduce as package
-from gossamer.bench.store import save_json
 from gossamer.cli import reproduce as command
+from gossamer.files import save_json
 from gossamer.reproduce import load
 
 MODULES = {

@@ -107,6 +107,30 @@ def test_guard_values_around_the_output_stay(isa):
     check(out, activations, weight_t)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_around_the_tensors_is_touched(isa, guarded, dtype):
+    for n, k, m, density in (
+        (3, 40, 37, 0.5),
+        (17, 9, 64, 0.1),
+        (1, 1, 1, 1.0),
+        (1, 300, 260, 0.3),
+    ):
+        activations, weight_t = map(guarded, inputs(n, k, m, density, dtype))
+        out = guarded(torch.full((n, m), torch.nan))
+        backend.launch("activation_sparse_matmul", activations, weight_t, out, 1)
+        check(out, activations, weight_t)
+
+
+def test_offsets_beyond_32_bits(isa, address_space):
+    rows, columns = 2**16 + 3, 2**15  # of which two rows are read
+    weight_t = address_space(rows * columns, torch.bfloat16).view(rows, columns)
+    activations = torch.zeros(1, rows)
+    activations[0, 1], activations[0, -1] = 2.0, 3.0
+    weight_t[1], weight_t[-1] = 1.0, torch.arange(columns)
+    found = activation_sparse_matmul(activations, weight_t, impl="cpu")
+    assert torch.equal(found[0], 2.0 + 3.0 * weight_t[-1].float())
+
+
 @pytest.mark.parametrize("impl_name", IMPLS)
 def test_operator_is_registered_for_tracing(impl_name):
     torch.library.opcheck(
@@ -131,7 +155,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize("row", BAD_INPUT, ids=lambda row: "-".join(row[0]))
 def test_bad_input_is_named(row):
     changes, error, message = row
-    good = {"activations": torch.ones(2, 3), "weight_t": torch.ones(3, 4)}
+    good: dict[str, Any] = {"activations": torch.ones(2, 3), "weight_t": torch.ones(3, 4)}
     activation_sparse_matmul(**good)
     with pytest.raises(error, match=message):
         activation_sparse_matmul(**(good | changes))

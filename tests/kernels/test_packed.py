@@ -159,6 +159,8 @@ def broken(**changes: Tensor) -> Tensor:
 BAD_INPUT = [
     ((torch.zeros(4),), ValueError, r"\[M, K\], got \[4\]"),
     ((torch.zeros(4, 3, 1, 1),), ValueError, r"try weight.flatten\(1\)"),
+    ((torch.zeros(1, 1).expand(2**31, 1),), ValueError, r"up to 2147483647, got \[2147483648, 1\]"),
+    ((torch.zeros(1, 1).expand(1, 2**31),), ValueError, r"up to 2147483647, got \[1, 2147483648\]"),
     ((torch.zeros(4, 3).int(),), TypeError, r"floats, got torch.int32"),
     (([[1.0]],), TypeError, r"tensor of floats, got list"),
     ((torch.zeros(4, 3).double(),), TypeError, r"float32 or bfloat16, got torch.float64"),
@@ -184,6 +186,18 @@ BAD_INPUT = [
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         pack(*arguments)
+
+
+def test_a_sparse_tensor_of_any_size_is_packed_without_its_zeros():
+    size = 2**31 - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        csr = torch.sparse_csr_tensor(
+            torch.tensor([0, 0, 2]), torch.tensor([5, size - 1]), torch.ones(2), (2, size)
+        )
+    packed = pack(csr)
+    assert packed.support.column_indices.tolist() == [5, size - 1]
+    assert packed.support.row_indices.tolist() == [1, 1]
 
 
 def test_bad_values_are_named():

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gossamer.kernels import SparsePattern, instruction_sets, sddmm
+from gossamer.kernels import SparsePattern, backend, instruction_sets, sddmm
 from gossamer.testing import random_mask
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -69,6 +69,41 @@ def test_threads_agree_bitwise(isa):
     for threads in (2, 3):
         torch.set_num_threads(threads)
         assert torch.equal(sddmm(a, b, pattern, impl="cpu"), expected)
+
+
+def test_nothing_around_the_tensors_is_touched(isa, guarded):
+    for rows, batch, columns in ((37, 19, 53), (1, 1, 1), (70, 131, 16)):
+        mask = random_mask((rows, columns), density=0.3)
+        mask[0, -1] = True
+        pattern = SparsePattern.from_mask(mask)
+        a, b = inputs(rows, batch, columns)
+        for left, right in (
+            (a.T[None], b[None]),
+            (a.T.contiguous()[None], b.T.contiguous().T[None]),
+        ):
+            parts = map(guarded, (left, right, pattern.offsets, pattern.indices))
+            dots = guarded(torch.full((pattern.nnz,), torch.nan))
+            backend.launch("sddmm", *parts, dots, 1)
+            check(dots, a, b, mask)
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+def test_offsets_beyond_32_bits(isa, address_space, features_first):
+    mask = random_mask((5, 6), density=0.6)
+    pattern = SparsePattern.from_mask(mask)
+    a, b = inputs(5, 4, 6)
+    stride, skip = 2**30 + 7, 2**31 + 5
+    strides = (0, 1, stride) if features_first else (0, stride, 1)
+    left, right = (
+        address_space(6 * stride, torch.float32).as_strided((1, 4, size), strides)
+        for size in (5, 6)
+    )
+    left[0], right[0] = a.T, b
+    indices = address_space(skip + pattern.nnz, torch.int32)
+    indices[skip:] = pattern.indices
+    dots = address_space(skip + pattern.nnz, torch.float32)
+    backend.launch("sddmm", left, right, pattern.offsets + skip, indices, dots, 1)
+    check(dots[skip:], a, b, mask)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -16,6 +16,7 @@ from gossamer.kernels import (
     instruction_sets,
     sparse_linear,
 )
+from gossamer.kernels.backend import Impl
 from gossamer.testing import random_mask
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -57,7 +58,7 @@ def assert_within(found: Tensor, exact: Tensor, bound: Tensor, name: str) -> Non
 
 
 def check_step(
-    x: Tensor, dense: Tensor, mask: Tensor, bias: Tensor | None, grad: Tensor, impl: str
+    x: Tensor, dense: Tensor, mask: Tensor, bias: Tensor | None, grad: Tensor, impl: Impl
 ) -> SparseWeight:
     """Run forward and backward and hold each result to its componentwise bound."""
     weight = SparseWeight.from_dense(dense, mask)
@@ -140,8 +141,8 @@ def test_any_layout_gives_the_same_bits(impl, layout):
         source = arranged(x).detach().requires_grad_()
         values = weight.values.detach().requires_grad_()
         output = sparse_linear(source, SparseWeight(values, weight.pattern), impl=impl)
-        output.backward(arranged(grad))
-        parts.append([t.detach() for t in (output, source.grad, values.grad)])
+        gradients = torch.autograd.grad(output, (source, values), arranged(grad))
+        parts.append([output.detach(), *gradients])
     plain, other = parts
     assert torch.equal(other[0].reshape(plain[0].shape), plain[0])
     assert torch.equal(other[1].reshape(plain[1].shape), plain[1])
@@ -165,8 +166,7 @@ def test_threads_runs_and_batches_agree_bitwise(isa):
     def step(rows: slice = slice(None)) -> list[Tensor]:
         source, values = x[rows].requires_grad_(), weight.values.detach().requires_grad_()
         output = sparse_linear(source, SparseWeight(values, weight.pattern), impl="cpu")
-        output.backward(grad[rows])
-        return [t.detach() for t in (output, source.grad, values.grad)]
+        return [output.detach(), *torch.autograd.grad(output, (source, values), grad[rows])]
 
     expected = step()
     for threads in (1, 2, 3):
@@ -223,7 +223,8 @@ def test_nothing_of_the_dense_size_is_made(impl_name):
         for _ in range(2):
             sparse_linear(x, weight, impl=impl_name).square().sum().backward()
             optimizer.step()
-    events = profile.profiler.kineto_results.events()
+    profiler: Any = profile.profiler  # optional, and its stub lacks the events' sizes
+    events = profiler.kineto_results.events()
     largest = max(event.nbytes() for event in events if event.name() == "[memory]")
     assert 4 * weight.pattern.nnz <= largest < 0.35 * 4 * rows * columns
 
@@ -245,6 +246,58 @@ def test_guard_values_around_outputs_stay():
     dense, parts = torch.empty(1, 19, 53), (*columns, weight.values, None)
     backend.launch("sparse_linear", grad, *parts, dense, x, dots[1:-1], 2)
     assert dots[0] == dots[-1] == -7.0 and bool((dots[1:-1] != -7.0).all())
+
+
+@pytest.mark.parametrize("positions_first", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "batch"), [(37, 53, 19), (1, 1, 1), (16, 70, 131)])
+def test_nothing_around_the_tensors_is_touched(isa, guarded, positions_first, rows, columns, batch):
+    def laid_out(x: Tensor) -> Tensor:
+        return guarded(x.T.contiguous().T[None] if positions_first else x[None])
+
+    mask = make_mask("random", rows, columns)
+    mask[0, -1] = True
+    weight = SparseWeight.from_dense(draw(rows, columns, seed=1), mask)
+    pattern, dense = weight.pattern, weight.to_dense()
+    values, bias = guarded(weight.values), guarded(draw(rows, seed=2))
+    by_row = guarded(pattern.offsets), guarded(pattern.indices)
+    by_column = [guarded(part) for part in pattern.columns]
+    x, grad = laid_out(draw(batch, columns)), laid_out(draw(batch, rows, seed=3))
+    output, x_grad = (laid_out(torch.full_like(like[0], torch.nan)) for like in (grad, x))
+    dots = guarded(torch.full((pattern.nnz,), torch.nan))
+    backend.launch("sparse_linear", x, *by_row, None, values, bias, output, None, None, 1)
+    backend.launch("sparse_linear", grad, *by_column, values, None, x_grad, x, dots, 1)
+    torch.testing.assert_close(output, x @ dense.T + bias)
+    torch.testing.assert_close(x_grad, grad @ dense)
+    torch.testing.assert_close(dots, (grad[0].T @ x[0])[mask])
+
+
+@pytest.mark.parametrize("positions_first", [False, True])
+def test_offsets_beyond_32_bits(isa, address_space, positions_first):
+    stride, skip = 2**30 + 7, 2**31 + 5
+    mask = make_mask("random", 5, 6, 0.6)
+    weight = SparseWeight.from_dense(draw(5, 6), mask)
+    pattern, columns = weight.pattern, weight.pattern.columns
+
+    def spread(x: Tensor) -> Tensor:
+        room = address_space(6 * stride, torch.float32)
+        return room.as_strided(x.shape, (0, 1, stride) if positions_first else (0, stride, 1))
+
+    def far(x: Tensor) -> Tensor:
+        room = address_space(skip + len(x), x.dtype)
+        room[skip:] = x
+        return room
+
+    x, grad = spread(draw(1, 4, 6)).copy_(draw(1, 4, 6)), spread(draw(1, 4, 5))
+    output, x_grad, values = spread(grad), spread(x), far(weight.values)
+    rows = pattern.offsets + skip, far(pattern.indices)
+    backend.launch("sparse_linear", x, *rows, None, values, None, output, None, None, 1)
+    torch.testing.assert_close(output, x @ weight.to_dense().T)
+    grad.copy_(draw(1, 4, 5, seed=1))
+    parts = columns.offsets + skip, far(columns.indices), far(columns.order)
+    dots = torch.zeros(pattern.nnz)
+    backend.launch("sparse_linear", grad, *parts, weight.values, None, x_grad, x, dots, 1)
+    torch.testing.assert_close(x_grad, grad @ weight.to_dense())
+    torch.testing.assert_close(dots, (grad[0].T @ x[0])[mask])
 
 
 @pytest.mark.parametrize("impl_name", ["reference", "cpu"] if instruction_sets() else ["reference"])

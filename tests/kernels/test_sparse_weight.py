@@ -81,8 +81,10 @@ VALID = torch.tensor([0, 1, 2]), torch.tensor([0, 2], dtype=torch.int32), (2, 3)
         (VALID[0], VALID[1].long(), VALID[2], TypeError, "indices to be torch.int32"),
         (VALID[0][None], *VALID[1:], ValueError, r"offsets to be a vector, got \[1, 3\]"),
         (*VALID[:2], (3, 3), ValueError, "4 offsets for 3 rows, got 3"),
-        (*VALID[:2], (2, -3), ValueError, r"two sizes, got \(2, -3\)"),
+        (*VALID[:2], (2, -3), ValueError, r"two sizes in 0..2147483647, got \(2, -3\)"),
         (VALID[0], VALID[1].to("meta"), VALID[2], ValueError, "one device"),
+        (*VALID[:2], (2, 2**31), ValueError, r"two sizes in 0..2147483647, got \(2, 2147483648\)"),
+        (VALID[0], VALID[1][:1].expand(2**31), VALID[2], ValueError, "at most 2147483647 entries"),
     ],
 )
 def test_a_pattern_that_does_not_fit_is_refused(offsets, indices, shape, error, message):
@@ -111,10 +113,13 @@ def test_validate_looks_at_every_index(offsets, indices, message):
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_a_broken_csr_matrix_is_refused():
-    offsets, indices = torch.tensor([0, 1, 2]), torch.tensor([0, 7])
-    csr = torch.sparse_csr_tensor(offsets, indices, torch.ones(2), (2, 3), check_invariants=False)
-    with pytest.raises(ValueError, match=r"indices in \[0, 3\), got 0..7"):
-        SparsePattern.from_csr(csr)
+    for wrong in (7, -1, 2**32 + 1, -(2**32) + 1):
+        offsets, indices = torch.tensor([0, 1, 2]), torch.tensor([0, wrong])
+        csr = torch.sparse_csr_tensor(
+            offsets, indices, torch.ones(2), (2, 3), check_invariants=False
+        )
+        with pytest.raises(ValueError, match=r"indices in \[0, 3\)"):
+            SparsePattern.from_csr(csr)
 
 
 @pytest.mark.parametrize(

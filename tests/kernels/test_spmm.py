@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -36,6 +35,12 @@ def matrices(
     weight = torch.randn(rows, columns, generator=generator)
     weight *= mask.repeat_interleave(group, 0)[:rows]
     return weight, torch.randn(columns, width, generator=generator)
+
+
+def compressed(weight: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return weight.to_sparse_csr()
 
 
 @cases
@@ -79,6 +84,14 @@ def test_rows_without_entries_are_exactly_zero(impl):
     assert torch.equal(
         spmm(pack(weight), dense, bias=bias, impl=impl)[130:], bias[130:, None].expand(10, 33)
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(5, 0), (2, 5, 0), (0, 5, 3)])
+def test_a_product_without_columns_is_empty(impl, shape, threads):
+    torch.set_num_threads(threads)
+    product = spmm(pack(torch.ones(7, 5)), torch.ones(shape), impl=impl)
+    assert product.shape == (*shape[:-2], 7, shape[-1])
 
 
 @pytest.mark.parametrize("scale", [1e-39, 1e30, 0.0, -0.0])
@@ -141,21 +154,47 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
     assert bool((room == 7.0).all())
 
 
-def test_offsets_beyond_32_bits(isa):
-    stride = 2**30 + 7  # numpy hands out zeros that take no memory until they are written
-    room = torch.from_numpy(np.zeros(2 * stride + 17, np.int16)).view(torch.bfloat16)
-    dense = room.as_strided((3, 17), (stride, 1))
-    dense[2] = torch.arange(17.0)
-    weight = torch.tensor([[0.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
-    product = spmm(pack(weight), dense, impl="cpu")
-    assert product.tolist() == [[2.0 * i for i in range(17)], [0.0] * 17]
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_around_the_tensors_is_touched(isa, guarded, group, dtype):
+    for rows, columns, width in ((131, 140, 17), (7, 129, 96), (1, 1, 1)):
+        weight, dense = matrices(rows, columns, width, 0.3, group=group)
+        tensors, panel = _parts(pack(weight), "cpu")
+        parts = [guarded(part) for part in tensors]
+        bias = guarded(torch.linspace(-1, 1, rows))
+        for steps in (1, 2):  # rows that follow one another, and rows apart
+            x = guarded(dense.to(dtype).repeat(1, steps)[None, :, :width])
+            out = guarded(torch.full((1, rows, width * steps), torch.nan, dtype=dtype)[..., :width])
+            backend.launch("spmm", panel, *parts, x, out, bias, -math.inf, math.inf, 1)
+            check_product(out[0], weight, x[0], bias=bias)
+
+
+def test_offsets_beyond_32_bits(isa, address_space):
+    stride = 2**30 + 7
+    far = address_space(4 * stride, torch.bfloat16)
+    weight, dense = matrices(3, 4, 17, 0.7)
+    (starts, lines, counts, columns, values), panel = _parts(pack(weight), "cpu")
+    x, out = (far[skip:].as_strided((1, 4, 17), (0, stride, 1)) for skip in (0, 64))
+    x[0] = dense
+    skip = 2**31 + 2
+    far_columns = address_space(skip + len(columns), torch.uint8)
+    far_values = address_space(skip + len(values), torch.float32)[:, None]
+    far_columns[skip:], far_values[skip:] = columns, values
+    parts = starts + skip, lines, counts, far_columns, far_values
+    backend.launch("spmm", panel, *parts, x, out[:, :3], None, -math.inf, math.inf, 1)
+    check_product(out[0, :3], weight, x[0])
+
+
+def test_images_beyond_32_bits(isa, address_space):
+    weight, dense = matrices(3, 4, 17, 0.7)
+    images = address_space(2**33, torch.bfloat16).as_strided((4, 4, 17), (2**30 + 7, 17, 1))
+    images[3] = dense
+    check_product(spmm(pack(weight), images, impl="cpu"), weight, images)
 
 
 def test_compressed_tensors_are_accepted(impl):
     weight, dense = matrices(40, 60, 20, 0.2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        csr = weight.to_sparse_csr()
+    csr = compressed(weight)
     assert torch.equal(spmm(csr, dense, impl=impl), spmm(pack(weight), dense, impl=impl))
 
 
@@ -168,7 +207,7 @@ def test_explicit_zeros_change_nothing(impl):
 @pytest.mark.parametrize("impl_name", IMPLS)
 def test_the_operator_is_registered_for_tracing(impl_name):
     weight, dense = matrices(20, 30, 17, 0.2)
-    arguments = (_parts(pack(weight), impl_name), 20, dense[None], None, -1.0, 1.0, impl_name)
+    arguments = (*_parts(pack(weight), impl_name), 20, dense[None], None, -1.0, 1.0, impl_name)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.gossamer.spmm.default, arguments, test_utils=tests)
 
@@ -188,7 +227,12 @@ def test_torch_compile_traces_the_whole_call(warm):
 
 GOOD = {"weight": pack(torch.eye(3, 4)), "dense": torch.ones(4, 5)}
 BAD_INPUT = [
-    ({"weight": torch.eye(3, 4)}, TypeError, r"PackedWeight or a sparse_csr .* got torch.strided"),
+    ({"weight": torch.eye(3, 4)}, TypeError, r"or a torch.sparse_csr .* got torch.strided"),
+    (
+        {"weight": compressed(torch.eye(3, 4)).requires_grad_()},
+        ValueError,
+        "weight requires a gradient",
+    ),
     ({"weight": None}, TypeError, r"got NoneType; try pack"),
     ({"dense": torch.ones(4, 5).double()}, TypeError, r"float32 or bfloat16, got torch.float64"),
     ({"dense": torch.ones(4)}, ValueError, r"\[K, P\] with K = 4, got \[4\]"),

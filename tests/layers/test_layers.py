@@ -28,7 +28,7 @@ def seeded(make):
     return make()
 
 
-def masked_pair(dense: nn.Module, sparse_class: type, density: float = 0.3):
+def masked_pair(dense: nn.Linear | nn.Conv2d, sparse_class: type, density: float = 0.3):
     """A sparse layer, and the dense layer with the weights that it does not hold zeroed."""
     mask = random_mask(tuple(dense.weight.shape), density=density, seed=1)
     layer = sparse_class.from_dense(dense, mask)
@@ -263,6 +263,7 @@ def test_training_reaches_what_the_masked_dense_layer_reaches():
             optimizer.zero_grad()
             (model(x) - target).square().mean().backward()
             if isinstance(model, nn.Linear):
+                assert model.weight.grad is not None
                 model.weight.grad *= mask
             optimizer.step()
     torch.testing.assert_close(layer.to_dense().weight, dense.weight, rtol=1e-3, atol=1e-4)

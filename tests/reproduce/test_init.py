@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gossamer import reproduce
-from gossamer.bench.store import save_json
 from gossamer.errors import FormatError
+from gossamer.files import save_json
 from gossamer.reproduce import Claim, Evidence, available, load, run, stopped, validate
 
 HOLDS = Claim("half the work", 0.5, "Table 1", 1.0, 0.48, "ours <= 0.5", True, "tiny model")

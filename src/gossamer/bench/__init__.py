@@ -1,8 +1,9 @@
 """Measuring: paired timings, the machine they were taken on, and the files that keep them."""
 
 from gossamer.bench.machine import Machine, describe
-from gossamer.bench.store import ResultStore, load_json, load_results, save_json, save_text
+from gossamer.bench.store import ResultStore, load_results
 from gossamer.bench.timing import Samples, interleaved, peak_rss, ratio
+from gossamer.files import load_json, save_json, save_text
 
 __all__ = [
     "Machine",

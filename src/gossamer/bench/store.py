@@ -1,15 +1,13 @@
-"""Results on disk: written whole or not at all, checked when read, resumable row by row."""
+"""Results on disk: checked when read, resumable row by row."""
 
-import contextlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gossamer.errors import FormatError
+from gossamer.files import format_json, load_json, save_json
 
 SCHEMA = 1
 
@@ -28,96 +26,6 @@ ROW_NUMBERS = (
     "top1_agreement",
 )
 _OWN_KEYS = ("schema", "rows", "complete", "peak_rss_bytes")
-
-
-def save_text(path: Path | str, text: str) -> None:
-    """Replace a file by `text` in one step: a reader sees the old file or the new one, whole.
-
-    The text goes to a temporary file in the same directory, which is flushed to the disk and then
-    renamed. Until the rename, any failure leaves the previous file as it was and no temporary.
-
-    Parameters
-    ----------
-    path : Path or str
-        File to write; a symbolic link keeps pointing at its target, which is replaced.
-    text : str
-        Content, written as UTF-8; what UTF-8 cannot hold becomes ``?``.
-
-    Raises
-    ------
-    OSError
-        If the disk is full, the directory is missing or read-only, ...; names path and cause.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_text(Path(folder, "page.html"), "<p>hello</p>")
-    ...     Path(folder, "page.html").read_text()
-    '<p>hello</p>'
-    """
-    target = Path(path).resolve()
-    try:
-        _replace(target, text.encode(errors="replace"))  # file names need not be text
-    except OSError as error:
-        cause = error.strerror or str(error)
-        raise OSError(error.errno, f"could not write {target}: {cause}") from error
-
-
-def save_json(path: Path | str, document: Any) -> None:
-    """Replace a file by a JSON document in one step, as `save_text` does.
-
-    Parameters
-    ----------
-    path : Path or str
-        File to write.
-    document : JSON data
-        Mappings, lists, strings, finite numbers, booleans and None.
-
-    Raises
-    ------
-    ValueError
-        If the document holds NaN, an infinity or something JSON has no form for.
-    OSError
-        As `save_text` does.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_json(Path(folder, "a.json"), {"density": 0.25})
-    ...     load_json(Path(folder, "a.json"))
-    {'density': 0.25}
-    """
-    save_text(path, _dumps(document))
-
-
-def load_json(path: Path | str) -> Any:
-    """Read one JSON document strictly: UTF-8, no duplicate keys, no NaN.
-
-    Parameters
-    ----------
-    path : Path or str
-        File to read.
-
-    Returns
-    -------
-    JSON data
-
-    Raises
-    ------
-    FormatError
-        If the file is damaged or is not JSON.
-    OSError
-        If it cannot be read.
-    """
-    data = Path(path).read_bytes()
-    try:
-        return json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"expected one JSON document, found {error}") from error
 
 
 def load_results(path: Path | str) -> dict[str, Any]:
@@ -196,7 +104,7 @@ class ResultStore:
         if taken := [key for key in _OWN_KEYS if key in settings]:
             raise ValueError(f"settings: expected none of {', '.join(_OWN_KEYS)}, got {taken[0]!r}")
         self.path = Path(path)
-        self._settings: dict[str, Any] = json.loads(_dumps(settings))
+        self._settings: dict[str, Any] = json.loads(format_json(settings))
         self._rows: list[dict[str, Any]] = []
         self._complete = False
         self._peak_rss_bytes: int | None = None
@@ -258,7 +166,7 @@ class ResultStore:
         OSError
             If the file cannot be written; the previous one is intact.
         """
-        added: dict[str, Any] = json.loads(_dumps(row))
+        added: dict[str, Any] = json.loads(format_json(row))
         if problem := _row_problem(added):
             raise ValueError(f"row: {problem}")
         if added["method"] in [earlier["method"] for earlier in self._rows]:
@@ -277,7 +185,7 @@ class ResultStore:
         OSError
             If the file cannot be written; the previous one is intact.
         """
-        better: dict[str, Any] = json.loads(_dumps(row))
+        better: dict[str, Any] = json.loads(format_json(row))
         if problem := _row_problem(better):
             raise ValueError(f"row: {problem}")
         if better["method"] not in [earlier["method"] for earlier in self._rows]:
@@ -306,7 +214,9 @@ class ResultStore:
     def document(self) -> dict[str, Any]:
         """Return what the file holds: settings, rows and whether they are complete."""
         return json.loads(
-            _dumps(self._document(self._rows, complete=self._complete, peak=self._peak_rss_bytes))
+            format_json(
+                self._document(self._rows, complete=self._complete, peak=self._peak_rss_bytes)
+            )
         )
 
     def _document(
@@ -319,50 +229,6 @@ class ResultStore:
             "complete": complete,
             "peak_rss_bytes": peak,
         }
-
-
-def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".gossamer-{secrets.token_hex(8)}.tmp")
-    # The directory is opened first: after the rename only its flush can still fail.
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(file, view) :]
-                os.fsync(file)
-            finally:
-                os.close(file)
-            temporary.replace(target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _dumps(document: Any) -> str:
-    try:
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected JSON data with finite numbers, got {error}; try None for a missing value"
-        ) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        raise ValueError("a key that occurs twice")
-    return document
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"the number {name}")
 
 
 def _is_number(value: Any) -> bool:

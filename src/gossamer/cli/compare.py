@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gossamer.bench.methods import DEFAULT, parse
-from gossamer.bench.store import ResultStore, save_text
+from gossamer.bench.store import ResultStore
+from gossamer.files import save_text
 from gossamer.report.tables import compare_table
 
 RESULTS, PAGE = "results.json", "report.html"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gossamer.bench.store import save_json
+from gossamer.files import save_json
 from gossamer.report.tables import evidence_table
 from gossamer.reproduce import Evidence, available, run, stopped, validate
 

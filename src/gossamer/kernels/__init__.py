@@ -3,8 +3,11 @@
 from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
+from gossamer.kernels.block_spmm import block_spmm
 from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
+from gossamer.kernels.int8_spmm import int8_spmm
+from gossamer.kernels.int8_weight import Affine, Int8Weight, pack_int8
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
@@ -18,8 +21,10 @@ from gossamer.kernels.stripe_search import stripe_search
 from gossamer.kernels.tree_search import TreeSearch, tree_search
 
 __all__ = [
+    "Affine",
     "AttentionOutput",
     "AttentionState",
+    "Int8Weight",
     "PackedWeight",
     "SparsePattern",
     "SparseWeight",
@@ -27,12 +32,15 @@ __all__ = [
     "activation_sparse_matmul",
     "block_sparse_attention",
     "block_sparse_state",
+    "block_spmm",
     "depthwise_conv",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
+    "int8_spmm",
     "nm_matmul",
     "pack",
+    "pack_int8",
     "paged_dot",
     "sddmm",
     "soft_votes",

@@ -20,6 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 PANELS = (128, 256)  # columns a panel: to meet many entries in the first-level cache, or few in the
 DENSE = 0.15  # second: the density that tells them apart
 ROWS = 128  # rows a block, within which lines are sorted by length
+SLICE = 16  # rows whose entries lie side by side, for one vector
 GROUPS = (8, 4, 2)  # consecutive rows that may share their column indices
 GROUP_FILL = 0.9  # share of a group's cells that must be entries for it to pay
 MAX_SIZE = 2**31 - 1
@@ -56,6 +57,30 @@ class Panels:
     starts: Tensor
     lines: Tensor
     counts: Tensor
+    columns: Tensor
+    entries: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Rows in slices of `SLICE` of about the same length, entry beside entry (SELL-C-sigma).
+
+    A product with one vector then needs no sum across lanes. Rows without entries are in no slice.
+
+    Parameters
+    ----------
+    starts : Tensor [slices + 1] int64
+        First line of each slice, longest slices first.
+    rows : Tensor [slices, SLICE] int32
+        Of the matrix; -1 where there is none.
+    columns : Tensor [lines, SLICE], as in `Support`
+        A row's last column again where the row has ended.
+    entries : Tensor, like `columns`, int64
+        Entry of the compressed rows; one past the last where there is none.
+    """
+
+    starts: Tensor
+    rows: Tensor
     columns: Tensor
     entries: Tensor
 
@@ -164,6 +189,28 @@ class Support:
             entries.to(torch.int32 if len(row) < MAX_SIZE else torch.int64),
         )
 
+    @cached_property
+    def slices(self) -> Slices:
+        """The layout of products with one vector or two."""
+        counts, order = self.offsets.diff().sort(descending=True, stable=True)
+        kept = int((counts > 0).sum())
+        rows = torch.full((-(-kept // SLICE) * SLICE,), -1, device=order.device)
+        rows[:kept] = order[:kept]
+        starts = _offsets(counts[:kept][::SLICE])
+        line = torch.arange(int(starts[-1]), device=order.device)
+        of = torch.searchsorted(starts, line, right=True) - 1  # slice of each line
+        row = rows.view(-1, SLICE)[of]
+        depth = (line - starts[of])[:, None]
+        begin, end = self.offsets[row.clamp(min=0)], self.offsets[row.clamp(min=0) + 1]
+        inside = (row >= 0) & (begin + depth < end)
+        entries = torch.minimum(begin + depth, end - 1)
+        return Slices(
+            starts,
+            rows.int().view(-1, SLICE),
+            _settled(self.columns[entries]),
+            torch.where(inside, entries, len(self.columns)),
+        )
+
     def groups(self, pattern: NM) -> Groups:
         """The layout of products with N:M weights."""
         rows, columns = self.shape
@@ -183,7 +230,9 @@ class Support:
         nnz = len(self.columns)
         if not nnz:
             return 1
-        padded = torch.zeros(-(-rows // 8) * 8, columns, dtype=torch.bool, device=self.bits.device)
+        padded = torch.zeros(
+            -(-rows // 8) * 8, columns, dtype=torch.bool, device=self.offsets.device
+        )
         padded[:rows] = self.mask()
         for group in GROUPS:
             units = int(padded.unflatten(0, (-1, group)).any(1).sum())
@@ -283,6 +332,13 @@ class PackedWeight:
         return self._placed(self.support.panels.entries)
 
     @cached_property
+    def slice_values(self) -> Tensor:
+        """The values in the order of the support's slices [lines, SLICE], 0 between."""
+        entries = self.support.slices.entries
+        padded = torch.cat([self.values, self.values.new_zeros(1)])
+        return _settled(padded[entries.flatten()].view(entries.shape))
+
+    @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
         """Values, float32, and indices, uint8, of an N:M weight: [M, K / m, n] both.
 
@@ -347,10 +403,12 @@ def pack(
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"expected weight to be a tensor of floats, got {found}")
-    if weight.ndim != 2 or max(weight.shape) > MAX_SIZE:
+    if weight.ndim != 2:
         raise ValueError(
             f"expected weight to be [M, K], got {list(weight.shape)}; try weight.flatten(1)"
         )
+    if max(weight.shape) > MAX_SIZE:
+        raise ValueError(f"expected M and K up to {MAX_SIZE}, got {list(weight.shape)}")
     dtype = weight.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise TypeError(f"expected dtype to be float32 or bfloat16, got {dtype}; name one")
@@ -358,9 +416,10 @@ def pack(
     weight = weight.detach()
     if weight.layout in (torch.sparse_csr, torch.sparse_bsr):
         offsets, columns, values = _compressed_rows(weight)
-        mask = _support(offsets, columns, weight.shape).mask()
-        if not torch.equal(_widened(mask, pattern), mask):
-            raise ValueError(f"expected whole units of {pattern}, got a sparse tensor with parts")
+        if not isinstance(pattern, Unstructured):
+            mask = _support(offsets, columns, weight.shape).mask()
+            if not torch.equal(_widened(mask, pattern), mask):
+                raise ValueError(f"expected whole units of {pattern}, got a tensor with parts")
     elif weight.layout == torch.strided:
         mask = _widened(weight != 0, pattern)
         columns = mask.nonzero()[:, 1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64)  # float64 runs the reference, to check gradients with
-MOST = 2**31 - 1  # entries: the transposed order is int32
+MOST = 2**31 - 1  # rows, columns and entries: all are counted in int32
 
 
 class Columns(NamedTuple):
@@ -61,8 +61,8 @@ class SparsePattern:
                 raise TypeError(f"expected {name} to be {dtype}, got {tensor.dtype}")
             if tensor.ndim != 1:
                 raise ValueError(f"expected {name} to be a vector, got {list(tensor.shape)}")
-        if len(self.shape) != 2 or min(self.shape) < 0:
-            raise ValueError(f"expected shape to be two sizes, got {self.shape}")
+        if len(self.shape) != 2 or min(self.shape) < 0 or max(self.shape) > MOST:
+            raise ValueError(f"expected shape to be two sizes in 0..{MOST}, got {self.shape}")
         if len(self.offsets) != self.shape[0] + 1:
             raise ValueError(
                 f"expected {self.shape[0] + 1} offsets for {self.shape[0]} rows, got "
@@ -120,7 +120,8 @@ class SparsePattern:
                 "try .to_sparse_csr()"
             )
         rows, columns = matrix.shape
-        offsets, indices = matrix.crow_indices().long(), matrix.col_indices().int()
+        offsets, indices = matrix.crow_indices().long(), matrix.col_indices()
+        indices = indices.clamp(-1, MOST).int()  # out of range stays out of range
         return cls(offsets, indices, (rows, columns)).validate()
 
     @property

@@ -5,7 +5,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
-from torch.nn.utils import skip_init
 
 from gossamer.kernels import SparseWeight, sparse_linear
 from gossamer.layers.storage import SparseStorage
@@ -93,8 +92,7 @@ class SparseConv2d(SparseStorage):
 
     def to_dense(self) -> nn.Conv2d:
         """Return the layer with its zeros, as a copy."""
-        dense = skip_init(  # draws no random numbers
-            nn.Conv2d,
+        dense = nn.Conv2d(
             self.in_channels,
             self.out_channels,
             self.kernel_size,
@@ -102,9 +100,9 @@ class SparseConv2d(SparseStorage):
             padding=self.padding,
             dilation=self.dilation,
             bias=self.bias is not None,
-            device=self.values.device,
+            device="meta",  # draws no random numbers
             dtype=self.values.dtype,
-        )
+        ).to_empty(device=self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.weight.to_dense().view_as(dense.weight))
             if self.bias is not None and dense.bias is not None:

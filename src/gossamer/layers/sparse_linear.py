@@ -4,7 +4,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from gossamer.kernels import SparseWeight, sparse_linear
 from gossamer.layers.storage import SparseStorage
@@ -46,14 +45,13 @@ class SparseLinear(SparseStorage):
 
     def to_dense(self) -> nn.Linear:
         """Return the layer with its zeros, as a copy."""
-        dense = skip_init(  # draws no random numbers
-            nn.Linear,
+        dense = nn.Linear(
             self.in_features,
             self.out_features,
             bias=self.bias is not None,
-            device=self.values.device,
+            device="meta",  # draws no random numbers
             dtype=self.values.dtype,
-        )
+        ).to_empty(device=self.values.device)
         with torch.no_grad():
             dense.weight.copy_(self.weight.to_dense())
             if self.bias is not None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from gossamer.bench.machine import describe
-from gossamer.bench.store import load_json
 from gossamer.errors import FormatError
+from gossamer.files import load_json
 
 SCALES = ("quick", "full", "gpu")
 SCHEMA = 1

@@ -33,6 +33,13 @@ GOSSAMER_DECLARE(portable)
 GOSSAMER_DECLARE(avx2)
 GOSSAMER_DECLARE(avx512)
 GOSSAMER_DECLARE(amx)
+
+// The kernels of avx512, but for those that gain by dot products of bytes.
+namespace avx512vnni {
+using namespace avx512;
+void int8_spmm(const Int8SpmmArgs &);
+constexpr Kernels kernels{GOSSAMER_KERNELS(GOSSAMER_NAME)};
+}  // namespace avx512vnni
 #endif
 
 namespace {
@@ -51,9 +58,11 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
 // AMX needs cpuid bits and the kernel's leave to use the tile registers.
 bool has_amx() {
-    if (!has_avx512()) return false;
+    if (!has_avx512vnni()) return false;
     unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
     const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24);
@@ -66,6 +75,7 @@ bool has_amx() {
 const InstructionSet ALL[] = {
 #if defined(GOSSAMER_X86)
     {"amx", &amx::kernels, has_amx},
+    {"avx512vnni", &avx512vnni::kernels, has_avx512vnni},
     {"avx512", &avx512::kernels, has_avx512},
     {"avx2", &avx2::kernels, has_avx2},
 #endif

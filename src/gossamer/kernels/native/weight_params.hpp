@@ -37,20 +37,43 @@ struct NmMatmulArgs {
     const uint8_t *indices;  // same shape
 };
 
+enum class Sums : int { int32 = 0, float32 = 1, uint8 = 2, int8 = 3 };
+
+// An int8 weight in groups of rows that share their columns, times uint8 or int8 positions;
+// gossamer.kernels.int8_weight.Int8Weight describes the tensors.
+struct Int8SpmmArgs {
+    const uint8_t *dense;  // [batch, columns, width], read as dense ^ flip
+    void *out;             // [batch, rows, width]
+    Sums kind;             // of `out`
+    int64_t batch, rows, columns, width;
+    int64_t dense_batch, dense_row, out_batch, out_row;  // strides in elements
+    uint8_t flip;
+    int64_t group;
+    const int64_t *starts;         // [groups + 1]
+    const int32_t *quads;          // [quads, 4]
+    const int8_t *values;          // [quads, group, 4]
+    const int32_t *begin;          // [rows]: what sums begin with
+    const float *factor, *offset;  // [rows]: of a sum on its way out, unless it stays an integer
+    float low, high;               // results are clamped to
+    int threads;
+};
+
 enum class GemvWay : int { gather = 0, spread = 1, expand = 2 };
 
-// A weight in compressed rows, or bit masks, times a few vectors.
+// A weight in slices, compressed rows or bit masks, times a few vectors.
 struct SparseGemvArgs {
     GemvWay way;
-    const float *x;  // [vectors, depth]
-    float *out;      // [vectors, rows]
-    int64_t vectors, rows, depth;
-    const int64_t *offsets;  // [rows + 1]
+    const void *values;
+    Dtype dtype;             // of the values
+    const int64_t *offsets;  // [runs + 1]; of lines where gathering, else of a row's entries
+    int64_t runs;            // slices, or rows
     const void *columns;     // uint16, or uint32 where wide; unused when expanding
     bool wide;
     const uint64_t *bits;  // [rows, ceil(depth / 64)]; only when expanding
-    const void *values;
-    Dtype dtype;  // of the values
+    const int32_t *lanes;  // [runs, 16]: rows of a slice, -1 for none; only when gathering
+    const float *x;        // [vectors, depth]
+    float *out;            // [vectors, rows]; zeros where gathering
+    int64_t vectors, depth, rows;
     int threads;
 };
 
@@ -122,6 +145,7 @@ struct AddArgs {
 // Entry points: name, record.
 #define GOSSAMER_WEIGHT_KERNELS(entry)   \
     entry(spmm, SpmmArgs)                \
+    entry(int8_spmm, Int8SpmmArgs)       \
     entry(nm_matmul, NmMatmulArgs)       \
     entry(sparse_gemv, SparseGemvArgs)   \
     entry(sparse_linear, SparseRowsArgs) \

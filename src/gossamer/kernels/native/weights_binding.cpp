@@ -60,6 +60,42 @@ void spmm(int64_t panel, const Array &starts, const Array &lines, const Array &c
     active_kernels().spmm(a);
 }
 
+Sums sums_of(const Array &t) {
+    if (t.dtype() == nb::dtype<int32_t>()) return Sums::int32;
+    if (t.dtype() == nb::dtype<float>()) return Sums::float32;
+    return t.dtype() == nb::dtype<uint8_t>() ? Sums::uint8 : Sums::int8;
+}
+
+void int8_spmm(const Array &starts, const Array &quads, const Array &values, const Array &begin,
+               const Array &dense, const Array &out, const MaybeArray &factor,
+               const MaybeArray &offset, float low, float high, int threads) {
+    Int8SpmmArgs a{};
+    a.dense = tensor<uint8_t>(dense);
+    a.out = out.data();
+    a.kind = sums_of(out);
+    a.batch = static_cast<int64_t>(dense.shape(0));
+    a.rows = static_cast<int64_t>(out.shape(1));
+    a.columns = static_cast<int64_t>(dense.shape(1));
+    a.width = static_cast<int64_t>(dense.shape(2));
+    a.dense_batch = dense.stride(0);
+    a.dense_row = dense.stride(1);
+    a.out_batch = out.stride(0);
+    a.out_row = out.stride(1);
+    a.flip = dense.dtype() == nb::dtype<int8_t>() ? 0x80 : 0;
+    a.group = static_cast<int64_t>(values.shape(1));
+    a.starts = tensor<int64_t>(starts);
+    a.quads = tensor<int32_t>(quads);
+    a.values = tensor<int8_t>(values);
+    a.begin = tensor<int32_t>(begin);
+    a.factor = data<const float>(factor);
+    a.offset = data<const float>(offset);
+    a.low = low;
+    a.high = high;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().int8_spmm(a);
+}
+
 void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array &dense,
                const Array &out, int threads) {
     const float infinity = std::numeric_limits<float>::infinity();
@@ -70,23 +106,25 @@ void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array
     active_kernels().nm_matmul(a);
 }
 
-// `places` are the columns of the entries, or bit masks when expanding.
-void sparse_gemv(int way, const Array &values, const Array &offsets, const Array &places,
-                 const Array &x, const Array &out, int threads) {
-    SparseGemvArgs a{};
-    a.way = static_cast<GemvWay>(way);
-    a.x = tensor<float>(x);
-    a.out = static_cast<float *>(out.data());
-    a.vectors = static_cast<int64_t>(x.shape(0));
-    a.depth = static_cast<int64_t>(x.shape(1));
-    a.rows = static_cast<int64_t>(out.shape(1));
-    a.offsets = tensor<int64_t>(offsets);
-    a.columns = places.data();
-    a.wide = places.dtype() == nb::dtype<int32_t>();
-    a.bits = tensor<uint64_t>(places);
-    a.values = values.data();
-    a.dtype = dtype_of(values);
-    a.threads = threads;
+// `places` are the columns of the entries, or bit masks when expanding. Tensors come as addresses.
+void sparse_gemv(int way, uintptr_t values, bool bfloat16, uintptr_t offsets, int64_t runs,
+                 uintptr_t places, bool wide, uintptr_t lanes, uintptr_t x, uintptr_t out,
+                 int64_t vectors, int64_t depth, int64_t rows, int threads) {
+    const SparseGemvArgs a{static_cast<GemvWay>(way),
+                           reinterpret_cast<const void *>(values),
+                           bfloat16 ? Dtype::bfloat16 : Dtype::float32,
+                           reinterpret_cast<const int64_t *>(offsets),
+                           runs,
+                           reinterpret_cast<const void *>(places),
+                           wide,
+                           reinterpret_cast<const uint64_t *>(places),
+                           reinterpret_cast<const int32_t *>(lanes),
+                           reinterpret_cast<const float *>(x),
+                           reinterpret_cast<float *>(out),
+                           vectors,
+                           depth,
+                           rows,
+                           threads};
     nb::gil_scoped_release release;
     active_kernels().sparse_gemv(a);
 }
@@ -265,6 +303,7 @@ class Program {
 
 void bind_weights(nb::module_ &m) {
     m.def("spmm", &spmm);
+    m.def("int8_spmm", &int8_spmm);
     m.def("nm_matmul", &nm_matmul);
     m.def("sparse_gemv", &sparse_gemv);
     m.def("sparse_linear", &sparse_linear);

@@ -55,10 +55,10 @@ def sparse_gemv(
     if not 1 <= len(vectors) <= MAX_VECTORS:
         raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {len(vectors)}; try spmm")
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
-    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "gather"
-    return torch.ops.gossamer.sparse_gemv(
-        _parts(packed, chosen, way), packed.shape[0], vectors, way, chosen
-    )
+    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "spread"
+    # While a model decodes, PyTorch's dispatch would take as long as a small product.
+    run = torch.ops.gossamer.sparse_gemv if torch.compiler.is_compiling() else _sparse_gemv
+    return run(_parts(packed, chosen, way), packed.shape[0], vectors, way, chosen)
 
 
 @torch.compiler.assume_constant_result
@@ -76,16 +76,42 @@ def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
     support = weight.support
     if impl != "cpu":
         return [weight.values, support.offsets, support.column_indices]
+    if way == "gather":
+        slices = support.slices
+        return [weight.slice_values, slices.starts, slices.columns, slices.rows]
     return [weight.values, support.offsets, support.bits if way == "expand" else support.columns]
 
 
 def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, impl: str) -> Tensor:
     if impl != "cpu":
-        return reference.sparse_gemv(*weight, vectors).contiguous()
+        values, offsets, columns = weight
+        return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
     x = vectors.float().contiguous()
-    out = x.new_empty(len(vectors), rows)
-    backend.launch("sparse_gemv", WAYS.index(way), *weight, x, out, torch.get_num_threads())
+    # Gathering writes the rows that have entries only.
+    out = x.new_zeros(len(x), rows) if way == "gather" else x.new_empty(len(x), rows)
+    _multiply(way, weight, x, out)
     return out.to(vectors.dtype)
+
+
+def _multiply(way: str, weight: list[Tensor], x: Tensor, out: Tensor) -> None:
+    values, offsets, places, *lanes = weight
+    # Addresses, since a capsule a tensor would take as long as a small product.
+    backend.native_module().sparse_gemv(
+        WAYS.index(way),
+        values.data_ptr(),
+        values.dtype == torch.bfloat16,
+        offsets.data_ptr(),
+        len(offsets) - 1,
+        places.data_ptr(),
+        places.dtype == torch.int32,
+        lanes[0].data_ptr() if lanes else 0,
+        x.data_ptr(),
+        out.data_ptr(),
+        len(x),
+        x.shape[1],
+        out.shape[1],
+        torch.get_num_threads(),
+    )
 
 
 register(

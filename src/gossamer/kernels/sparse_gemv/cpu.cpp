@@ -1,6 +1,6 @@
 // Sparse weight times one to sixteen vectors: each weight is read once, in order, from memory.
 // Three ways to bring weights and vector elements together:
-//   gather: W elements by index, for one vector or two of few weights;
+//   gather: W rows at a time, elements by index, for one vector or two of few weights;
 //   spread: the vectors' elements of a column lie together, one load a weight, for more vectors;
 //   expand: W weights put in place by a bit mask, for many weights (where there is an instruction).
 #include "../native/expand.hpp"
@@ -10,6 +10,7 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t ROWS = 64;     // rows a task
+constexpr int64_t SLICE = 16;    // rows a slice
 constexpr int64_t BYTES = 1024;  // between a prefetch and its use
 constexpr int64_t SLACK = 32;    // values that expanding may read behind a row's last
 constexpr int GATHERED = 2;      // vectors at a time
@@ -20,26 +21,30 @@ GOSSAMER_INLINE void prefetch_stream(const T *p) {
     __builtin_prefetch(reinterpret_cast<const char *>(p) + BYTES, 0, 3);
 }
 
+// A slice's rows, one a lane, times N vectors.
 template <class T, class Index, int N>
-GOSSAMER_INLINE void gather_row(const float *x, int64_t stride, const T *values,
-                                const Index *columns, int64_t count, float *out,
-                                int64_t out_stride) {
-    Vec sums[N][2] = {};
-    for (int64_t i = 0; i < count; i += 2 * W) {
+GOSSAMER_INLINE void gather_slice(const float *x, int64_t stride, const T *values,
+                                  const Index *columns, int64_t lines, const int32_t *lanes,
+                                  float *out, int64_t out_stride) {
+    constexpr int PARTS = SLICE / W;
+    Vec sums[N][PARTS] = {};
+    for (int64_t i = 0; i < lines * SLICE; i += SLICE) {
         prefetch_stream(values + i);
         prefetch_stream(columns + i);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            const int64_t at = i + half * W;
-            if (at >= count) break;
-            const Vec weights = load_some(values + at, count - at);
 #pragma GCC unroll 4
+        for (int part = 0; part < PARTS; ++part) {
+            const Vec weights = load(values + i + part * W);
+#pragma GCC unroll 2
             for (int v = 0; v < N; ++v)
-                sums[v][half] += weights * gather(x + v * stride, columns + at, count - at);
+                sums[v][part] += weights * gather(x + v * stride, columns + i + part * W);
         }
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) out[v * out_stride] = sum(sums[v][0] + sums[v][1]);
+    float all[SLICE];
+    for (int v = 0; v < N; ++v) {
+        for (int part = 0; part < PARTS; ++part) store(all + part * W, sums[v][part]);
+        for (int lane = 0; lane < SLICE; ++lane)
+            if (lanes[lane] >= 0) out[v * out_stride + lanes[lane]] = all[lane];
+    }
 }
 
 // x is [columns, N * W]: the vectors side by side.
@@ -150,8 +155,9 @@ static void multiply_rows(const SparseGemvArgs &a, const float *x, int64_t strid
         float *out = a.out + r;
         if (a.way == GemvWay::gather) {
             for_vectors<GATHERED>(a.vectors, [&](auto n, int64_t v) {
-                gather_row<T, Index, n()>(x + v * stride, stride, values + begin, columns + begin,
-                                          count, out + v * a.rows, a.rows);
+                gather_slice<T, Index, n()>(x + v * stride, stride, values + begin * SLICE,
+                                            columns + begin * SLICE, count, a.lanes + r * SLICE,
+                                            a.out + v * a.rows, a.rows);
             });
         } else if (stride == W) {
             spread_row<T, Index, 1>(x, values + begin, columns + begin, count, out, a.rows,
@@ -214,14 +220,15 @@ static void run(const SparseGemvArgs &a) {
     float *arranged = shared.take<float>(0);
     const int64_t stride = a.way == GemvWay::gather ? a.depth : arrange<T>(a, arranged);
     const float *x = a.way == GemvWay::gather ? a.x : arranged;
+    const int64_t step = a.way == GemvWay::gather ? ROWS / SLICE : ROWS;
 #pragma omp parallel num_threads(a.threads)
     {
         const int64_t room = a.way == GemvWay::expand ? a.depth + SLACK : 0;
         Scratch scratch(sizeof(T) * static_cast<size_t>(room));
         T *tail = scratch.take<T>(room);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t first = 0; first < a.rows; first += ROWS) {
-            const int64_t last = min64(a.rows, first + ROWS);
+        for (int64_t first = 0; first < a.runs; first += step) {
+            const int64_t last = min64(a.runs, first + step);
             if (a.way == GemvWay::expand) {
                 expand_rows<T>(a, x, stride, first, last, tail);
             } else if (a.wide) {

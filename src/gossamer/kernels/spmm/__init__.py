@@ -10,6 +10,7 @@ from gossamer.kernels.library import register
 from gossamer.kernels.packed import DTYPES, PackedWeight, pack
 from gossamer.kernels.spmm import reference
 from gossamer.kernels.validation import unit_stride
+from gossamer.patterns import Block
 
 
 def spmm(
@@ -71,14 +72,21 @@ def spmm(
     return product if dense.ndim == 3 else product[0]
 
 
-def as_packed(weight: PackedWeight | Tensor) -> PackedWeight:
-    """Return `weight` packed; TypeError unless it is packed or a torch.sparse_csr tensor."""
+def as_packed(
+    weight: PackedWeight | Tensor, layout: torch.layout = torch.sparse_csr
+) -> PackedWeight:
+    """Return `weight` packed; TypeError unless it is packed or a sparse tensor of `layout`."""
     if isinstance(weight, PackedWeight):
         return weight
-    if not isinstance(weight, Tensor) or weight.layout != torch.sparse_csr:
+    if not isinstance(weight, Tensor) or weight.layout != layout:
         found = weight.layout if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"expected a PackedWeight or a sparse_csr tensor, got {found}; try pack")
-    return pack(weight)
+        raise TypeError(f"expected a PackedWeight or a {layout} tensor, got {found}; try pack")
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise ValueError(
+            "weight requires a gradient, but this kernel is for inference; "
+            "try torch.no_grad() or .detach()"
+        )
+    return pack(weight, Block(*weight.values().shape[1:]) if layout == torch.sparse_bsr else None)
 
 
 def check_dense(

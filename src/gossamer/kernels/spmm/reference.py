@@ -20,7 +20,7 @@ def spmm(
     """
     batch, depth, width = dense.shape
     rows = len(offsets) - 1
-    if not depth:
+    if not dense.numel():
         product = dense.new_zeros(rows, batch * width, dtype=torch.float32)
     else:
         product = embedding_bag(
