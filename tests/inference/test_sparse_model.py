@@ -138,6 +138,19 @@ def test_copies_of_a_compiled_model_run():
     assert torch.equal(copy.deepcopy(compiled)(images()), expected)
 
 
+def test_loaded_weights_are_the_ones_that_run():
+    first, second = network(), network()
+    with torch.no_grad():
+        for part in second.parameters():
+            part *= 1.5
+    x = images()
+    one, other = (inference.compile(model, x, kernel="sparse") for model in (first, second))
+    expected = other(x)
+    assert not torch.equal(one(x), expected)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(x), expected)
+
+
 class Broadcasting(nn.Module):
     """A sum of equal shapes on the example, of different ones elsewhere."""
 

@@ -46,7 +46,7 @@ def test_a_network_must_beat_the_best_of_torch(ours, holds, monkeypatch, no_onnx
     exact, faster, half = module._network("small", small(), 64, 0, compile=False)
     assert exact.holds and 0 < exact.ours < 1e-4
     assert faster.holds is holds and faster.baseline == 9.0 and faster.ours == ours
-    assert half.holds and "not installed: onnx, onnxruntime" in half.setting
+    assert half.holds and "not installed: onnx, onnxscript, onnxruntime" in half.setting
 
 
 def test_a_wrong_output_is_noticed(monkeypatch, no_onnx):

@@ -3,8 +3,8 @@
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,8 +51,16 @@ class Segment(nn.Module):
         program.run(input.contiguous(), output)
         return output
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._plans.clear()  # they hold the addresses of weights
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._plans.clear()
+        super()._load_from_state_dict(*args)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": OrderedDict()}  # programs hold addresses
+        return self.__dict__ | {"_plans": OrderedDict()}
 
     def _by_layers(self, input: Tensor) -> Tensor:
         values = [input]
@@ -66,18 +74,19 @@ class Segment(nn.Module):
         if backend.native() is None or input.ndim != 4 or not input.numel():
             return None
         shape = (input.shape[0], input.shape[1], input.shape[2], input.shape[3])
-        if shape not in self._plans:
+        plan = self._plans.pop(shape, None)
+        if plan is None:
             shapes = [shape]
             for name, reads in self.steps:
                 following = _output_shape(self.layers, name, [shapes[i] for i in reads])
                 if following is None:
                     return None
                 shapes.append(following)
-            self._plans[shape] = self._plan(shapes)
-        self._plans.move_to_end(shape)
+            plan = self._plan(shapes)
+        self._plans[shape] = plan  # as the latest
         while len(self._plans) > PLANS:
             self._plans.popitem(last=False)
-        return self._plans[shape]
+        return plan
 
     def _plan(self, shapes: list[Shape]) -> tuple[Program, Shape]:
         """Lay out the buffers for the values of these shapes and record the calls."""

@@ -10,18 +10,19 @@ and accuracy with a small MobileNet trained on scikit-learn's digits.
 import copy
 import math
 import statistics
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import inference
+from gossamer.adapters.onnx import export_onnx
 from gossamer.bench.timing import interleaved, ratio
 from gossamer.budgets import Density
 from gossamer.kernels import instruction_set, instruction_sets, pack
@@ -226,7 +227,7 @@ def _runners(
     if compile:
         compiled = torch.compile(by_pixel, options={"freezing": True})
         runners["torch.compile"] = run(compiled, mixed)
-    absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if not absent:
         runners["onnxruntime"] = _onnx_runner(model, image)
     return runners, f"; not installed: {', '.join(absent)}" if absent else ""
@@ -236,17 +237,13 @@ def _onnx_runner(model: nn.Module, image: Tensor) -> Callable[[], object]:
     """Export the dense network with its zeros; ONNX Runtime optimises graph and layout."""
     import onnxruntime
 
-    file = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        options = {"dynamo": False, "input_names": ["image"]}
-        torch.onnx.export(model, (image,), file, **options)  # pyright: ignore[reportArgumentType]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        file.getvalue(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {"image": image.numpy()}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, image, path)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, feed)
 
 

@@ -38,24 +38,35 @@ const T *tensor(const Array &t) {
     return static_cast<const T *>(t.data());
 }
 
-SpmmArgs spmm_args(int64_t panel, const Array &starts, const Array &lines, const Array &counts,
-                   const Array &columns, const Array &values, const Array &dense, const Array &out,
-                   const MaybeArray &bias, float low, float high, int threads) {
-    return {strips(dense, out, bias, low, high, threads),
-            static_cast<int64_t>(values.shape(1)),
-            tensor<int64_t>(starts),
-            panel,
-            tensor<int16_t>(lines),
-            tensor<int16_t>(counts),
-            tensor<uint8_t>(columns),
-            tensor<float>(values)};
-}
+// The panels of a weight, taken over once: crossing from Python costs as much as a small product.
+struct PanelWeight {
+    PanelWeight(int64_t panel, Array starts, Array lines, Array counts, Array columns, Array values)
+        : panel(panel),
+          starts(starts),
+          lines(lines),
+          counts(counts),
+          columns(columns),
+          values(values) {}
 
-void spmm(int64_t panel, const Array &starts, const Array &lines, const Array &counts,
-          const Array &columns, const Array &values, const Array &dense, const Array &out,
-          const MaybeArray &bias, float low, float high, int threads) {
-    const SpmmArgs a = spmm_args(panel, starts, lines, counts, columns, values, dense, out, bias,
-                                 low, high, threads);
+    SpmmArgs times(const Array &dense, const Array &out, const MaybeArray &bias, float low,
+                   float high, int threads) const {
+        return {strips(dense, out, bias, low, high, threads),
+                static_cast<int64_t>(values.shape(1)),
+                tensor<int64_t>(starts),
+                panel,
+                tensor<int16_t>(lines),
+                tensor<int16_t>(counts),
+                tensor<uint8_t>(columns),
+                tensor<float>(values)};
+    }
+
+    int64_t panel;
+    Array starts, lines, counts, columns, values;
+};
+
+void spmm(const PanelWeight &weight, const Array &dense, const Array &out, const MaybeArray &bias,
+          float low, float high, int threads) {
+    const SpmmArgs a = weight.times(dense, out, bias, low, high, threads);
     nb::gil_scoped_release release;
     active_kernels().spmm(a);
 }
@@ -228,12 +239,12 @@ class Program {
   public:
     Program(const Array &source, const Array &target) : source_(source), target_(target) {}
 
-    void spmm(int64_t panel, const Array &starts, const Array &lines, const Array &counts,
-              const Array &columns, const Array &values, const Array &dense, const Array &out,
+    void spmm(const PanelWeight &weight, const Array &dense, const Array &out,
               const MaybeArray &bias, float low, float high) {
-        keep({starts, lines, counts, columns, values, dense, out}, bias);
-        const SpmmArgs recorded = spmm_args(panel, starts, lines, counts, columns, values, dense,
-                                            out, bias, low, high, 1);
+        keep(
+            {weight.starts, weight.lines, weight.counts, weight.columns, weight.values, dense, out},
+            bias);
+        const SpmmArgs recorded = weight.times(dense, out, bias, low, high, 1);
         steps_.emplace_back([this, recorded](const Run &run) {
             SpmmArgs a = recorded;
             a.strips.dense = read(a.strips.dense, run);
@@ -306,6 +317,8 @@ class Program {
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
+    nb::class_<PanelWeight>(m, "PanelWeight")
+        .def(nb::init<int64_t, Array, Array, Array, Array, Array>());
     m.def("spmm", &spmm);
     m.def("int8_spmm", &int8_spmm);
     m.def("nm_matmul", &nm_matmul);

@@ -11,7 +11,6 @@ from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportU
 
 from gossamer.kernels import backend
 from gossamer.kernels.packed import PackedWeight
-from gossamer.kernels.spmm import _parts
 
 
 class Program:
@@ -51,8 +50,7 @@ class Program:
         clamp: tuple[float, float],
     ) -> None:
         """Add ``out = clamp(weight @ dense + bias)`` for dense [N, K, P]."""
-        tensors, panel = _parts(weight, "cpu")
-        self._record("spmm", panel, *tensors, dense, out, bias, *clamp)
+        self._record("spmm", weight.native_panels, dense, out, bias, *clamp)
 
     def depthwise_conv(
         self,

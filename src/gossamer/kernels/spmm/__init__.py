@@ -66,9 +66,12 @@ def spmm(
         bias = check_bias(bias, packed)
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
     batched = unit_stride(dense if dense.ndim == 3 else dense[None])
-    product = torch.ops.gossamer.spmm(
-        *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
-    )
+    if chosen == "cpu" and not torch.compiler.is_compiling():  # dispatch costs a small product
+        product = _multiply(packed.native_panels, packed.shape[0], batched, bias, low, high)
+    else:
+        product = torch.ops.gossamer.spmm(
+            *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
+        )
     return product if dense.ndim == 3 else product[0]
 
 
@@ -147,8 +150,16 @@ def _spmm(
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.spmm(values, offsets, columns, dense, bias, low, high)
-    out = _empty(weight, panel, rows, dense)
-    backend.launch("spmm", panel, *weight, dense, out, bias, low, high, torch.get_num_threads())
+    return _multiply(
+        backend.launch("PanelWeight", panel, *weight), rows, dense, bias, low, high
+    )
+
+
+def _multiply(
+    panels: object, rows: int, dense: Tensor, bias: Tensor | None, low: float, high: float
+) -> Tensor:
+    out = dense.new_empty(dense.shape[0], rows, dense.shape[2])
+    backend.launch("spmm", panels, dense, out, bias, low, high, torch.get_num_threads())
     return out
 
 
