@@ -43,7 +43,7 @@ def test_pruning_keeps_the_largest_weights_of_1x1_convolutions_only():
 @pytest.mark.parametrize(("ours", "holds"), [(3.0, True), (8.0, False)])
 def test_a_network_must_beat_the_best_of_torch(ours, holds, monkeypatch, no_onnx):
     monkeypatch.setattr(module, "interleaved", times(ours=ours))
-    exact, faster, half = module._network("small", small(), 64, 0, compile=False)
+    exact, faster, half = module._network("small", small(), 64, 0, module.RIVALS[:1])
     assert exact.holds and 0 < exact.ours < 1e-4
     assert faster.holds is holds and faster.baseline == 9.0 and faster.ours == ours
     assert half.holds and "not installed: onnx, onnxscript, onnxruntime" in half.setting
@@ -60,7 +60,7 @@ def test_a_wrong_output_is_noticed(monkeypatch, no_onnx):
 
     monkeypatch.setattr(module, "interleaved", times(ours=1.0))
     monkeypatch.setattr(module.inference, "compile", broken)
-    exact, *_ = module._network("small", small(), 64, 0, compile=False)
+    exact, *_ = module._network("small", small(), 64, 0, module.RIVALS[:1])
     assert not exact.holds and exact.ours > 1e-3
 
 
