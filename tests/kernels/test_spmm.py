@@ -242,6 +242,7 @@ BAD_INPUT = [
     ({"dense": torch.ones(4, 5, requires_grad=True)}, ValueError, r"try torch.no_grad"),
     ({"bias": torch.ones(4)}, ValueError, r"bias to be float32 \[3\] on cpu, got .* \[4\]"),
     ({"bias": torch.ones(3).double()}, ValueError, r"bias .* got torch.float64"),
+    ({"bias": torch.ones(3, requires_grad=True)}, ValueError, r"bias requires a gradient"),
     ({"clamp": (1.0, 0.0)}, ValueError, r"low <= high, got \(1.0, 0.0\)"),
     ({"clamp": (math.nan, 0.0)}, ValueError, r"low <= high, got \(nan"),
     ({"impl": "triton"}, ValueError, r"auto, reference, cpu, got 'triton'"),
