@@ -129,7 +129,7 @@ def test_any_strides_give_the_same_bits(impl, width):
             check_product(product, weight, dense)
 
 
-@pytest.mark.parametrize("width", [15, 49, 300])
+@pytest.mark.parametrize("width", [15, 49, 64, 96, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_runs_and_thread_counts_agree_bitwise(isa, width, dtype):
     weight, dense = matrices(3 * ROWS + 7, 300, width, 0.1)
