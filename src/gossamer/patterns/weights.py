@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -147,6 +148,6 @@ class Channel(WeightPattern):
 
 def _whole(units: Tensor, pattern: WeightPattern) -> Tensor:
     kept = units.any(-1)
-    if bool((kept[..., None] != units).any()):
+    if not torch.equal(kept[..., None].expand_as(units), units):
         raise ValueError(f"expected a mask of {pattern}, got one that keeps a unit in part")
     return kept
