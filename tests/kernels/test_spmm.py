@@ -129,7 +129,7 @@ def test_any_strides_give_the_same_bits(impl, width):
             check_product(product, weight, dense)
 
 
-@pytest.mark.parametrize("width", [15, 49, 300])
+@pytest.mark.parametrize("width", [15, 49, 64, 96, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_runs_and_thread_counts_agree_bitwise(isa, width, dtype):
     weight, dense = matrices(3 * ROWS + 7, 300, width, 0.1)
@@ -242,6 +242,7 @@ BAD_INPUT = [
     ({"dense": torch.ones(4, 5, requires_grad=True)}, ValueError, r"try torch.no_grad"),
     ({"bias": torch.ones(4)}, ValueError, r"bias to be float32 \[3\] on cpu, got .* \[4\]"),
     ({"bias": torch.ones(3).double()}, ValueError, r"bias .* got torch.float64"),
+    ({"bias": torch.ones(3, requires_grad=True)}, ValueError, r"bias requires a gradient"),
     ({"clamp": (1.0, 0.0)}, ValueError, r"low <= high, got \(1.0, 0.0\)"),
     ({"clamp": (math.nan, 0.0)}, ValueError, r"low <= high, got \(nan"),
     ({"impl": "triton"}, ValueError, r"auto, reference, cpu, got 'triton'"),

@@ -117,6 +117,11 @@ def check_dense(
 
 def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
     """Return the bias [M] contiguous after checking it."""
+    if torch.is_grad_enabled() and bias.requires_grad:
+        raise ValueError(
+            "bias requires a gradient, but this kernel is for inference; "
+            "try torch.no_grad() or .detach()"
+        )
     wanted = (torch.float32, weight.shape[:1], weight.device)
     if (bias.dtype, tuple(bias.shape), bias.device) != wanted:
         raise ValueError(
