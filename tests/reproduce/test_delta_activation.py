@@ -74,10 +74,24 @@ def test_arms_are_averaged():
     ("density", "agreement", "holds"), [(0.5, 0.9, True), (0.51, 1.0, False), (0.3, 0.89, False)]
 )
 def test_the_camera_must_save_work_and_keep_the_class(monkeypatch, density, agreement, holds):
-    found = delta_activation._Streamed(density, agreement, psnr=30.0)
+    found = delta_activation._Streamed(0.05, density, agreement, psnr=30.0)
     monkeypatch.setattr(delta_activation, "_stream", lambda *_: found)
+    monkeypatch.setattr(delta_activation, "_choose_scale", lambda *_: 0.05)
     claim = delta_activation._standing_camera(nn.Identity(), [torch.zeros(1)], SIZE)
     assert claim.holds is holds and claim.ours == density
+
+
+def test_steps_are_chosen_on_the_first_frames_alone():
+    """The class is the sign of x: one of 0.05 keeps it at steps below 0.1, of 0.8 deviations."""
+    video = torch.tensor([1.0, 0.05, -1.0, -1.0, 0.01, 0.01])[:, None]
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model.bias.copy_(torch.tensor([0.0, 1e-6]))  # zero is of the second class
+    assert 0.8 < video[: delta_activation.CALIBRATION].std(correction=0) < 0.9
+    assert delta_activation._choose_scale(model, video) == 0.1
+    coarse = video * torch.tensor([1.0, 0.01, 1.0, 1.0, 1.0, 1.0])[:, None]
+    assert delta_activation._choose_scale(model, coarse) == min(delta_activation.SCALES)
 
 
 @pytest.mark.parametrize(("ours", "holds"), [(1.0, True), (3.0, False)])
