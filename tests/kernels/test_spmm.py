@@ -148,7 +148,16 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
     out = room[:, 1:-1, 3:-3]
     dense = dense.to(dtype)[None].expand(2, -1, -1).contiguous()
     parts, panel = _parts(pack(weight), "cpu")
-    backend.launch("spmm", backend.launch("PanelWeight", panel, *parts), dense, out, None, -math.inf, math.inf, 2)
+    backend.launch(
+        "spmm",
+        backend.launch("PanelWeight", panel, *parts),
+        dense,
+        out,
+        None,
+        -math.inf,
+        math.inf,
+        2,
+    )
     check_product(out, weight, dense)
     out.fill_(7.0)
     assert bool((room == 7.0).all())
@@ -165,7 +174,16 @@ def test_nothing_around_the_tensors_is_touched(isa, guarded, group, dtype):
         for steps in (1, 2):  # rows that follow one another, and rows apart
             x = guarded(dense.to(dtype).repeat(1, steps)[None, :, :width])
             out = guarded(torch.full((1, rows, width * steps), torch.nan, dtype=dtype)[..., :width])
-            backend.launch("spmm", backend.launch("PanelWeight", panel, *parts), x, out, bias, -math.inf, math.inf, 1)
+            backend.launch(
+                "spmm",
+                backend.launch("PanelWeight", panel, *parts),
+                x,
+                out,
+                bias,
+                -math.inf,
+                math.inf,
+                1,
+            )
             check_product(out[0], weight, x[0], bias=bias)
 
 
@@ -181,7 +199,16 @@ def test_offsets_beyond_32_bits(isa, address_space):
     far_values = address_space(skip + len(values), torch.float32)[:, None]
     far_columns[skip:], far_values[skip:] = columns, values
     parts = starts + skip, lines, counts, far_columns, far_values
-    backend.launch("spmm", backend.launch("PanelWeight", panel, *parts), x, out[:, :3], None, -math.inf, math.inf, 1)
+    backend.launch(
+        "spmm",
+        backend.launch("PanelWeight", panel, *parts),
+        x,
+        out[:, :3],
+        None,
+        -math.inf,
+        math.inf,
+        1,
+    )
     check_product(out[0, :3], weight, x[0])
 
 

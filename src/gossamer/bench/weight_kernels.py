@@ -86,18 +86,28 @@ def _product(
     packed, csr = pack(weight), pack(weight).to_csr()
     weight_half, dense_half = weight.bfloat16(), dense.bfloat16()
     check(spmm(packed, dense), weight.double() @ dense.double(), 1e-5)
-    calls = range(max(1, round(SAMPLE_FLOPS / (2 * rows * columns * width))))
+    calls = max(1, round(SAMPLE_FLOPS / (2 * rows * columns * width)))
     return interleaved(
         {
-            "dense float32": lambda: [torch.mm(weight, dense) for _ in calls],
-            "dense bfloat16": lambda: [torch.mm(weight_half, dense_half) for _ in calls],
-            "CSR": lambda: [torch.mm(csr, dense) for _ in calls],
-            "ours": lambda: [spmm(packed, dense) for _ in calls],
+            "dense float32": _repeat(calls, lambda: torch.mm(weight, dense)),
+            "dense bfloat16": _repeat(calls, lambda: torch.mm(weight_half, dense_half)),
+            "CSR": _repeat(calls, lambda: torch.mm(csr, dense)),
+            "ours": _repeat(calls, lambda: spmm(packed, dense)),
         },
         repeats=repeats,
         warmup=2,
         device=device,
     )
+
+
+def _repeat(calls: int, call: Callable[[], Tensor]) -> Callable[[], None]:
+    """Call again and again, each result's memory free for the next."""
+
+    def run() -> None:
+        for _ in range(calls):
+            call()
+
+    return run
 
 
 def vectors(device: str, repeats: int) -> Iterator[Figure]:

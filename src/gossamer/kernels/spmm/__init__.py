@@ -155,9 +155,7 @@ def _spmm(
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.spmm(values, offsets, columns, dense, bias, low, high)
-    return _multiply(
-        backend.launch("PanelWeight", panel, *weight), rows, dense, bias, low, high
-    )
+    return _multiply(backend.launch("PanelWeight", panel, *weight), rows, dense, bias, low, high)
 
 
 def _multiply(
