@@ -120,6 +120,10 @@ class Support:
     columns: Tensor
     shape: tuple[int, int]
 
+    def __reduce__(self) -> tuple:
+        """Copy and pickle without the layouts that were worked out."""
+        return type(self), (self.offsets, self.columns, self.shape)
+
     @property
     def column_indices(self) -> Tensor:
         """The columns as int32 [nnz]."""
@@ -264,6 +268,10 @@ class PackedWeight:
     values: Tensor = field(repr=False)
     support: Support = field(repr=False)
     pattern: WeightPattern
+
+    def __reduce__(self) -> tuple:
+        """Copy and pickle without what was worked out for a kernel."""
+        return type(self), (self.values, self.support, self.pattern)
 
     @property
     def shape(self) -> tuple[int, int]:
