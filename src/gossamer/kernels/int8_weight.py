@@ -16,6 +16,7 @@ QUAD = 4  # columns whose products are added at once
 MOST_COLUMNS = 2**16  # sums of as many products of bytes stay within int32
 READ_AHEAD = 64  # bytes that a kernel may read behind the last value
 BYTES = (torch.uint8, torch.int8)
+SMALLEST = torch.finfo(torch.float32).tiny  # of scales: dividing by less loses precision
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Affine:
     def over(cls, low: float, high: float, dtype: torch.dtype = torch.uint8) -> "Affine":
         """Cover the interval from `low` to `high`, stretched to hold 0 exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255 or 1.0
+        scale = max((high - low) / 255, SMALLEST) if high > low else 1.0
         least = 0 if dtype == torch.uint8 else -128
         return cls(scale, least + min(255, max(0, round(-low / scale))), dtype)
 
