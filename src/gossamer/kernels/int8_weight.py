@@ -4,7 +4,6 @@ A real number x is stored as the integer ``q = round(x / scale) + zero_point``. 
 scale an output channel and zero point 0, activations one scale and zero point a tensor.
 """
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +15,7 @@ QUAD = 4  # columns whose products are added at once
 MOST_COLUMNS = 2**16  # sums of as many products of bytes stay within int32
 READ_AHEAD = 64  # bytes that a kernel may read behind the last value
 BYTES = (torch.uint8, torch.int8)
-SMALLEST = torch.finfo(torch.float32).tiny  # of scales: dividing by less loses precision
+SCALES = (2.0**-100, 2.0**100)  # whose reciprocals float32 holds as well
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Affine:
     Parameters
     ----------
     scale : float
-        Positive.
+        From 2**-100 to 2**100.
     zero_point : int
         The byte that stands for 0; within the dtype's range.
     dtype : torch.dtype, default torch.uint8
@@ -51,8 +50,8 @@ class Affine:
     def __post_init__(self) -> None:
         if self.dtype not in BYTES:
             raise TypeError(f"expected dtype uint8 or int8, got {self.dtype}")
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise ValueError(f"expected scale to be positive and finite, got {self.scale}")
+        if not SCALES[0] <= self.scale <= SCALES[1]:
+            raise ValueError(f"expected scale in [2**-100, 2**100], got {self.scale}")
         low, high = self.limits
         if not low <= self.zero_point <= high:
             raise ValueError(f"expected zero_point in [{low}, {high}], got {self.zero_point}")
@@ -61,7 +60,7 @@ class Affine:
     def over(cls, low: float, high: float, dtype: torch.dtype = torch.uint8) -> "Affine":
         """Cover the interval from `low` to `high`, stretched to hold 0 exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / 255, SMALLEST) if high > low else 1.0
+        scale = max((high - low) / 255, SCALES[0]) if high > low else 1.0
         least = 0 if dtype == torch.uint8 else -128
         return cls(scale, least + min(255, max(0, round(-low / scale))), dtype)
 
