@@ -35,7 +35,7 @@ SOURCE = "arXiv 2107.07305"
 OVERLAYS = ("bicycle", "driver", "wall")
 STANDING, MOVING = ("street", "bunny"), ("carphone", "traffic")
 SIZES = {
-    "quick": Size(1, 80, 16, (4 * RATE,), 256, 8, 1),
+    "quick": Size(1, 90, 20, (4 * RATE,), 512, 8, 1),
     "full": Size(3, 600, 200, (RATE, 4 * RATE, 16 * RATE), 512, 16, 3),
 }
 
