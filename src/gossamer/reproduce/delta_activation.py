@@ -8,7 +8,7 @@ layer and with its L1 baseline), and on real video with EfficientNet-Lite0, its 
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -29,12 +29,13 @@ from gossamer.reproduce._delta_training import FRAMES, RATE, Arm, Size, mean_arm
 
 CALIBRATION = 4  # first frames of a video, which set EfficientNet's steps and are not measured
 SCALES = (0.2, 0.1, 0.05, 0.02)  # steps to choose from, in standard deviations of an activation
+SHARED_SCALE = 0.05  # where shots are compared with each other
 SOURCE = "arXiv 2107.07305"
 # A standing camera: a still of the first shot, and a piece of the bunny that moves over it.
 OVERLAYS = ("bicycle", "driver", "wall")
-SHOTS = ("street", "bunny", "carphone", "traffic")
+STANDING, MOVING = ("street", "bunny"), ("carphone", "traffic")
 SIZES = {
-    "quick": Size(1, 80, 16, (4 * RATE,), 256, 8, 1),
+    "quick": Size(1, 90, 20, (4 * RATE,), 512, 8, 1),
     "full": Size(3, 600, 200, (RATE, 4 * RATE, 16 * RATE), 512, 16, 3),
 }
 
@@ -55,7 +56,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     overlays = [_overlay(name, size.frames) for name in OVERLAYS[: size.overlays]]
     yield _standing_camera(model, overlays, size)
     if scale != "quick":
-        yield _real_shots(model, size.frames)
+        yield from _real_shots(model, size.frames)
         yield _pointwise(model, overlays[0])
         yield _time(model, overlays[0])
 
@@ -214,16 +215,11 @@ def _streamed_setting(frames: int) -> str:
 
 def _standing_camera(model: nn.Module, overlays: list[Tensor], size: Size) -> Claim:
     found = [_stream(model, video, _choose_scale(model, video)) for video in overlays]
-    density, agreement = (
-        fmean(getattr(each, name) for each in found) for name in ("density", "agreement")
-    )
+    density, agreement = _mean(found)
     fixed: list[str] = []
     for scale in SCALES if size.overlays > 1 else ():
-        each = [_stream(model, video, scale) for video in overlays]
-        fixed.append(
-            f"{scale}: density {fmean(one.density for one in each):.3f}, agreement "
-            f"{fmean(one.agreement for one in each):.3f}"
-        )
+        work, same = _mean(_stream(model, video, scale) for video in overlays)
+        fixed.append(f"{scale}: density {work:.3f}, agreement {same:.3f}")
     return Claim(
         claim="before a standing camera a pretrained network needs half of its multiply-adds",
         paper=None,
@@ -238,14 +234,26 @@ def _standing_camera(model: nn.Module, overlays: list[Tensor], size: Size) -> Cl
     )
 
 
-def _real_shots(model: nn.Module, frames: int) -> Claim:
-    videos = {name: prepare(shot(name).frames[:frames]) for name in SHOTS}
-    found = {
-        name: _stream(model, video, _choose_scale(model, video)) for name, video in videos.items()
+def _real_shots(model: nn.Module, frames: int) -> Iterator[Claim]:
+    videos = {name: prepare(shot(name).frames[:frames]) for name in STANDING + MOVING}
+    chosen = {
+        name: _stream(model, videos[name], _choose_scale(model, videos[name])) for name in STANDING
     }
-    standing = fmean(found[name].density for name in ("street", "bunny"))
-    moving = fmean(found[name].density for name in ("carphone", "traffic"))
-    return Claim(
+    density, agreement = _mean(chosen.values())
+    yield Claim(
+        claim="on real shots of a standing camera it needs half of them, too",
+        paper=None,
+        source=f"{SOURCE}, no figure without training",
+        baseline=1.0,
+        ours=density,
+        criterion="ours <= 0.5 and the dense model's class in >= 90% of frames",
+        holds=density <= 0.5 and agreement >= 0.9,
+        setting=f"{_streamed_setting(frames)}; agreement {agreement:.3f}; "
+        + "; ".join(f"{name}, {each}" for name, each in chosen.items()),
+    )
+    found = {name: _stream(model, video, SHARED_SCALE) for name, video in videos.items()}
+    standing, moving = (_mean(found[n] for n in names)[0] for names in (STANDING, MOVING))
+    yield Claim(
         claim="a moving camera saves less than a standing one, on real shots without training",
         paper=None,
         source=f"{SOURCE}, no figure without training",
@@ -253,9 +261,15 @@ def _real_shots(model: nn.Module, frames: int) -> Claim:
         ours=standing,
         criterion="ours < baseline: share of multiply-adds",
         holds=standing < moving,
-        setting=f"{_streamed_setting(frames)}; "
+        setting=f"EfficientNet-Lite0, {frames} frames, one step for all; "
         + "; ".join(f"{name}, {each}" for name, each in found.items()),
     )
+
+
+def _mean(streamed: Iterable[_Streamed]) -> tuple[float, float]:
+    """Return the mean density and the mean agreement."""
+    density, agreement = zip(*((each.density, each.agreement) for each in streamed), strict=True)
+    return fmean(density), fmean(agreement)
 
 
 @torch.no_grad()

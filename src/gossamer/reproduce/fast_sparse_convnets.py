@@ -47,6 +47,7 @@ BARS = {0.3: 1.6, 0.1: 3.9}  # speed-up over torch.mm, by density
 NETWORK_DENSITY = 0.15
 NETWORK_BAR = 1.3
 RIVALS = ("onnxruntime", "torch.compile")  # beside eager PyTorch; they take long to start
+SETTLE = 0.05  # seconds before each run of a network: ONNX Runtime's threads spin
 BATCH, LEARNING_RATE = 64, 3e-3
 TRAINING_DIGITS = 1000
 
@@ -147,7 +148,8 @@ def _network(
         exact = copy.deepcopy(model).double()(image.double())
     error = float((sparse(image) - exact).abs().max() / exact.abs().max())
     runners, absent = _runners(model, image, rivals)
-    times = interleaved({"ours": lambda: sparse(image), **runners}, repeats=15, warmup=3)
+    functions = {"ours": lambda: sparse(image), **runners}
+    times = interleaved(functions, repeats=15, warmup=3, settle=SETTLE)
     ms = {key: 1e3 * samples.median for key, samples in times.items()}
     kernels = Counter(layer.kernel for layer in sparse.report())
     setting = (
