@@ -78,8 +78,8 @@ def interleaved(
     device : str or torch.device, default="cpu"
         On a CUDA device the clock starts and stops after the device has finished its work.
     settle : float, default=0
-        Seconds to wait before each call. Where a runtime has threads of its own, they go on
-        spinning for a while after a call, at the cost of whoever comes next.
+        Seconds to wait before each call, and then to call once more, untimed. A runtime with
+        threads of its own leaves them spinning for a while, at the cost of whoever comes next.
 
     Returns
     -------
@@ -112,7 +112,9 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_index in range(warmup + repeats):
         for name, function in functions.items():
-            time.sleep(settle)
+            if settle:
+                time.sleep(settle)
+                function()
             wait()
             start = time.perf_counter()
             function()
