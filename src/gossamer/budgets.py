@@ -224,9 +224,9 @@ def _top_of_all(units: Tensor, k: int) -> Tensor:
     place = len(units) - k
     if units.device.type == "cpu" and units.dtype in (torch.float32, torch.float64):
         # numpy's partition is vectorised, ten times as fast as kthvalue.
-        least = torch.from_numpy(np.partition(units.detach().numpy(), place)[place : place + 1])
+        least = np.partition(units.detach().numpy(), place)[place].item()
     else:
-        least = units.kthvalue(place + 1, keepdim=True).values
+        least = units.kthvalue(place + 1).values.item()
     above = units > least
     tied = (units == least).nonzero()[: k - int(above.count_nonzero()), 0]
     return above.index_fill_(0, tied, True)

@@ -17,7 +17,13 @@ from gossamer.training.base import (
     Update,
     WeightState,
 )
-from gossamer.training.weights import MaskedWeight, ProjectedWeight, StoredWeight, TrainedWeight
+from gossamer.training.weights import (
+    MaskedWeight,
+    MovingWeight,
+    ProjectedWeight,
+    StoredWeight,
+    TrainedWeight,
+)
 
 Storage = Literal["masked", "sparse"]
 SLOT = "_gossamer_attachment"
@@ -114,13 +120,23 @@ class Attachment:
                 self._weights[name] = ProjectedWeight(module, optimizer, method)
         elif isinstance(method, MaskedTraining):
             masks = self._start(method, modules)
-            for name, module in modules.items():
-                self._weights[name] = (
-                    MaskedWeight(module, optimizer, masks[name])
-                    if storage == "masked"
-                    else StoredWeight(model, name, module, optimizer, masks[name])
-                )
-        self._hooks = [
+            if storage == "sparse":
+                stored = {
+                    name: StoredWeight(model, name, module, optimizer, masks[name])
+                    for name, module in modules.items()
+                }
+                for weight in stored.values():  # once none was refused
+                    weight.install()
+                self._weights.update(stored)
+            else:
+                for name, module in modules.items():
+                    self._weights[name] = MaskedWeight(module, optimizer, masks[name])
+        self._moving = {
+            name: weight
+            for name, weight in self._weights.items()
+            if isinstance(weight, MovingWeight)
+        }
+        self._hooks = [  # after the weights' own
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -167,11 +183,7 @@ class Attachment:
         All three loaded into an attachment made as this one was, training goes on bit by bit as
         it would have. Take it between steps.
         """
-        masks = {
-            name: weight.mask
-            for name, weight in self._weights.items()
-            if isinstance(weight, MaskedWeight)  # other storages are in the model's state
-        }
+        masks = {name: weight.mask for name, weight in self._masked().items()}
         return {"step": self.step, "generator": self._generator.get_state(), "masks": masks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,22 +194,22 @@ class Attachment:
         ValueError
             If the state is of other layers; nothing has changed then.
         """
-        shapes = {
-            name: tuple(weight.parameter.shape)
-            for name, weight in self._weights.items()
-            if isinstance(weight, MaskedWeight)
-        }
         if not isinstance(state, dict) or not {"step", "generator", "masks"} <= state.keys():
             raise ValueError("expected a state with step, generator and masks; try state_dict()")
+        weights = self._masked()
+        shapes = {name: tuple(weight.dense().shape) for name, weight in weights.items()}
         found = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
         if found != shapes:
             raise ValueError(f"expected a state with masks of {shapes}, got {found}")
         self.step = int(state["step"])
         self._generator.set_state(state["generator"].cpu())
-        for name, mask in state["masks"].items():
-            weight = self._weights[name]
-            weight.restore(mask.to(weight.parameter.device))
+        for name, weight in weights.items():
+            weight.restore(state["masks"][name])
         self._prepare()
+
+    def _masked(self) -> dict[str, MaskedWeight]:
+        """The weights whose masks the model's own state does not hold."""
+        return {name: w for name, w in self._weights.items() if isinstance(w, MaskedWeight)}
 
     def _start(self, method: MaskedTraining, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {
@@ -218,15 +230,13 @@ class Attachment:
         method, self._update = self.method, None
         if isinstance(method, MaskedTraining):
             self._update = method.schedule(self.step)
-        for weight in self._weights.values():
+        for weight in self._moving.values():
             weight.capturing = self._update is not None and self._update.gradient
             weight.gradient = None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if any(value is not None for value in (*args[1:], *kwargs.values())):
             raise ValueError("expected step() without a closure; try loss.backward() before it")
-        for weight in self._weights.values():
-            weight.before_step()
         if self._update is not None and self._update.replaces_step:
             self._apply(self._update)
             for group in optimizer.param_groups:
@@ -234,8 +244,6 @@ class Attachment:
                     parameter.grad = None  # optimizers leave out what has no gradient
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for weight in self._weights.values():
-            weight.after_step()
         if self._update is not None and not self._update.replaces_step:
             self._apply(self._update)
         self.step += 1
@@ -246,13 +254,13 @@ class Attachment:
         method = self.method
         if not isinstance(method, MaskedTraining):
             return
-        masks = {name: weight.mask for name, weight in self._weights.items()}
+        masks = {name: weight.mask for name, weight in self._moving.items()}
         if update.density is None:
             counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
         else:
             shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
             counts = method.counts(shapes, update.density)
-        for name, weight in self._weights.items():
+        for name, weight in self._moving.items():
             gradient = weight.gradient
             if update.gradient:
                 gradient = _summed(weight.dense(), gradient)

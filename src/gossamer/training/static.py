@@ -6,8 +6,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from gossamer import scores
-from gossamer.budgets import Density
-from gossamer.patterns import NM, Unstructured, WeightPattern
+from gossamer.budgets import ELEMENTS, Density
+from gossamer.patterns import NM, WeightPattern
 from gossamer.training.base import MaskedTraining, WeightState
 from gossamer.training.nm import check_nm_layer
 
@@ -41,7 +41,7 @@ class StaticSparse(MaskedTraining):
     """
 
     criterion: Criterion = "random"
-    pattern: WeightPattern = Unstructured()
+    pattern: WeightPattern = ELEMENTS
 
     def __post_init__(self) -> None:
         super().__post_init__()

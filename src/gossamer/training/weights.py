@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import unfold
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
@@ -16,39 +17,35 @@ from gossamer.training.base import ProjectedTraining
 class TrainedWeight(ABC):
     """One weight of a model under a method, and the optimizer's state of it."""
 
-    parameter: nn.Parameter
-    gradient: Tensor | None = None
-    """Dense gradient of the step so far; None unless captured."""
-    capturing: bool = False
-    """Whether the next backward passes add to `gradient`."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+        self.module, self.optimizer = module, optimizer
+        self.parameter: nn.Parameter = module.weight  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     @abstractmethod
     def mask(self) -> Tensor:
-        """Active weights, bool [out, in, ...]."""
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """Return the weight [out, in, ...] that the layer computes with."""
+        """Active weights, bool [out, in, ...], as a new tensor."""
 
     @abstractmethod
     def release(self) -> None:
         """Give the model its plain layer back, which computes what this one did."""
 
+
+class MovingWeight(TrainedWeight):
+    """One whose mask is moved; dropped weights are zero."""
+
+    gradient: Tensor | None = None
+    """Of all weights, summed since `capturing` began."""
+    capturing: bool = False
+    """Whether backward passes add to `gradient`."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return the weight [out, in, ...], to be read only."""
+
+    @abstractmethod
     def move(self, kept: Tensor, grown: Tensor) -> None:
         """Keep some weights, with their state, and grow others at zero."""
-
-    def restore(self, mask: Tensor) -> None:
-        """Take over the mask of a checkpoint; its weights and states are loaded on their own."""
-
-    def before_step(self) -> None:
-        """Act on the gradient before the optimizer uses it."""
-
-    def after_step(self) -> None:
-        """Undo what the optimizer must not have done."""
 
     def _states(self) -> dict[str, Tensor]:
         """What the optimizer holds for each entry of the parameter, such as its momentum."""
@@ -64,7 +61,7 @@ class TrainedWeight(ABC):
         self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
 
-class MaskedWeight(TrainedWeight):
+class MaskedWeight(MovingWeight):
     """A dense parameter that is zero outside its mask, and stays so.
 
     The mask is kept in the weight's own dtype, by which it multiplies several times faster than
@@ -72,11 +69,13 @@ class MaskedWeight(TrainedWeight):
     """
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, mask: Tensor) -> None:
-        super().__init__(optimizer)
-        self.parameter = module.weight  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__(module, optimizer)
         self._mask = mask.to(self.parameter.dtype)
-        # As it is computed: clipping, accumulation and all-reduce see active weights only.
-        self._hook = self.parameter.register_hook(self._mask_gradient)
+        self._hooks = (
+            # As it is computed: clipping, accumulation and all-reduce see active weights only.
+            self.parameter.register_hook(self._mask_gradient),
+            optimizer.register_step_post_hook(self._mask_weight),
+        )
         self._keep(mask)
 
     @property
@@ -91,14 +90,12 @@ class MaskedWeight(TrainedWeight):
         self._mask.copy_(kept | grown)
 
     def restore(self, mask: Tensor) -> None:
+        """Take over the mask of a checkpoint; its weights and states are loaded on their own."""
         self._mask.copy_(mask)
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self.parameter.mul_(self._mask)
-
     def release(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     @torch.no_grad()
     def _keep(self, mask: Tensor) -> None:
@@ -110,14 +107,18 @@ class MaskedWeight(TrainedWeight):
             self._capture(gradient)
         return gradient * self._mask
 
+    @torch.no_grad()
+    def _mask_weight(self, *_: object) -> None:
+        self.parameter.mul_(self._mask)
 
-class StoredWeight(TrainedWeight):
-    """A sparse layer in the place of a dense one: nothing is stored for dropped weights."""
+
+class StoredWeight(MovingWeight):
+    """A sparse layer for the place of a dense one, whose weight is freed; see `install`."""
 
     def __init__(
         self, model: nn.Module, name: str, module: nn.Module, optimizer: Optimizer, mask: Tensor
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(module, optimizer)
         if not name:
             raise ValueError("expected a layer inside a model; try nn.Sequential(layer)")
         if type(module) is nn.Linear:
@@ -129,18 +130,23 @@ class StoredWeight(TrainedWeight):
                 f"expected {name!r} to be an nn.Linear or nn.Conv2d to store sparsely, got "
                 f"{type(module).__name__}; try storage='masked', or skip it"
             )
-        self.module = module
-        self.layer.bias = module.bias  # the very parameter that the optimizer holds
-        self.layer.train(module.training)
-        self.parameter = module.weight
-        states = self._states()
+        self._shape, self._plain = mask.shape, self.parameter
+        self._parent = model.get_submodule(name.rpartition(".")[0])
+        self._child = name.rpartition(".")[2]
+        self._hook = self.layer.register_forward_hook(self._watch)
+
+    def install(self) -> None:
+        """Put the sparse layer into the model and its values into the optimizer."""
+        if isinstance(self.module.bias, nn.Parameter):
+            self.layer.register_parameter("bias", self.module.bias)  # the one being optimised
+        self.layer.train(self.module.training)
+        states, mask = self._states(), self.mask
         self._replace(self.layer.values)
         for key, value in states.items():
             self.optimizer.state[self.parameter][key] = value[mask]
-        self._parent = model.get_submodule(name.rpartition(".")[0])
-        self._child = name.rpartition(".")[2]
+        self._plain.grad = None
+        self._plain.data = self._plain.data.new_empty(0)
         setattr(self._parent, self._child, self.layer)
-        self._hook = self.layer.register_forward_hook(self._watch)
 
     @property
     def mask(self) -> Tensor:
@@ -165,17 +171,13 @@ class StoredWeight(TrainedWeight):
     def release(self) -> None:
         self._hook.remove()
         states, mask = self._states(), self.mask
-        self.module.weight.copy_(self.dense())
-        self._replace(self.module.weight)
+        self._plain.data = self.dense()
+        self._replace(self._plain)
         for key, value in states.items():
             spread = torch.zeros_like(self.parameter).masked_scatter_(mask, value)
             self.optimizer.state[self.parameter][key] = spread
         self.module.train(self.layer.training)
         setattr(self._parent, self._child, self.module)
-
-    @property
-    def _shape(self) -> torch.Size:
-        return self.module.weight.shape
 
     def _replace(self, parameter: nn.Parameter) -> None:
         """Put another parameter into the optimizer, in the old one's place."""
@@ -199,46 +201,40 @@ class StoredWeight(TrainedWeight):
 
     def _dense_gradient(self, input: Tensor, grad: Tensor) -> Tensor:
         if isinstance(self.layer, SparseLinear):
-            return grad.flatten(0, -2).mT @ input.flatten(0, -2)
-        return nn.grad.conv2d_weight(
-            input,
-            self._shape,
-            grad,
-            stride=self.layer.stride,
-            padding=self.layer.padding,
-            dilation=self.layer.dilation,
-        )
+            return grad.reshape(-1, grad.shape[-1]).mT @ input.reshape(-1, input.shape[-1])
+        layer = self.layer
+        patches = unfold(input, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return torch.einsum("nol,nil->oi", grad.flatten(2), patches).view(self._shape)
 
 
 class ProjectedWeight(TrainedWeight):
     """A dense parameter of which the layer computes with the kept entries only."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, method: ProjectedTraining) -> None:
-        super().__init__(optimizer)
-        self.module, self.method = module, method
-        self.parameter = module.weight  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__(module, optimizer)
+        self.method = method
         parametrize.register_parametrization(module, "weight", _Projection(method))
+        self._hook = optimizer.register_step_pre_hook(self._regularize)
 
     @property
     @torch.no_grad()
     def mask(self) -> Tensor:
         return self.method.mask(self.parameter)
 
-    def dense(self) -> Tensor:
-        return self.module.weight.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    def release(self) -> None:
+        self._hook.remove()
+        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=True)
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        if self.parameter.grad is not None:
-            (lr,) = (
-                float(group["lr"])
-                for group in self.optimizer.param_groups
-                if any(p is self.parameter for p in group["params"])
-            )
-            self.method.regularize(self.parameter, self.mask, lr)
-
-    def release(self) -> None:
-        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=True)
+    def _regularize(self, *_: object) -> None:
+        if self.parameter.grad is None:
+            return
+        (lr,) = (
+            float(group["lr"])
+            for group in self.optimizer.param_groups
+            if any(p is self.parameter for p in group["params"])
+        )
+        self.method.regularize(self.parameter, self.mask, lr)
 
 
 class _Projection(nn.Module):
