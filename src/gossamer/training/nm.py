@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gossamer.patterns import NM
 
-MOST_COMPARED = 16  # of a group; for larger ones a sort is as fast
+MOST_COMPARED = 8  # in a group; pairs grow with its square
 
 
 def nm_mask(weight: Tensor, n: int, m: int, *, dim: int = 1) -> Tensor:
@@ -42,7 +42,7 @@ def nm_mask(weight: Tensor, n: int, m: int, *, dim: int = 1) -> Tensor:
     if not -weight.ndim <= dim < weight.ndim or weight.shape[dim] % m:
         raise ValueError(f"expected a size that {m} divides in dim {dim}, got {list(weight.shape)}")
     groups = weight.detach().abs().movedim(dim, -1).unflatten(-1, (weight.shape[dim] // m, m))
-    chosen = _by_comparison(groups, n) if m <= MOST_COMPARED else _by_sorting(groups, n)
+    chosen = _by_comparison(groups, n) if m <= MOST_COMPARED else _one_by_one(groups, n)
     return chosen.flatten(-2).movedim(-1, dim)
 
 
@@ -58,9 +58,15 @@ def _by_comparison(groups: Tensor, n: int) -> Tensor:
     return torch.stack([rank < n for rank in ranks], -1)
 
 
-def _by_sorting(groups: Tensor, n: int) -> Tensor:
-    order = groups.sort(dim=-1, descending=True, stable=True).indices
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+def _one_by_one(groups: Tensor, n: int) -> Tensor:
+    """Take the largest out n times; argmax returns the first of equals."""
+    left = groups.clone(memory_format=torch.contiguous_format)
+    mask = torch.zeros_like(left, dtype=torch.bool)
+    for _ in range(n):
+        largest = left.argmax(-1, keepdim=True)
+        mask.scatter_(-1, largest, True)
+        left.scatter_(-1, largest, -1.0)
+    return mask
 
 
 def check_nm_layer(name: str, shape: tuple[int, ...], m: int) -> None:

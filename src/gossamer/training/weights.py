@@ -213,6 +213,7 @@ class ProjectedWeight(TrainedWeight):
     def __init__(self, module: nn.Module, optimizer: Optimizer, method: ProjectedTraining) -> None:
         super().__init__(module, optimizer)
         self.method = method
+        self._order = [name for name, _ in module.named_parameters(recurse=False)]
         parametrize.register_parametrization(module, "weight", _Projection(method))
         self._hook = optimizer.register_step_pre_hook(self._regularize)
 
@@ -224,6 +225,10 @@ class ProjectedWeight(TrainedWeight):
     def release(self) -> None:
         self._hook.remove()
         parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=True)
+        for name in self._order:  # the weight came back last
+            parameter = getattr(self.module, name)
+            delattr(self.module, name)
+            self.module.register_parameter(name, parameter)
 
     @torch.no_grad()
     def _regularize(self, *_: object) -> None:
