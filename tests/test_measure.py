@@ -11,6 +11,7 @@ from gossamer.measure import (
     causal_pairs,
     density,
     kl_divergence,
+    mask_divergence,
     mask_overlap,
     perplexity,
     recall,
@@ -170,11 +171,11 @@ def test_no_pairs_have_no_density():
 def test_mask_divergence_counts_flips_by_layer():
     first = {"a": torch.tensor([True, False, True]), "b": torch.tensor([[False]])}
     second = {"b": torch.tensor([[True]]), "a": torch.tensor([True, True, False])}
-    found = measure.mask_divergence(first, second)
+    found = mask_divergence(first, second)
     assert (found.by_layer, found.flips, found.size) == ({"a": 2, "b": 1}, 3, 4)
     assert found.share == 0.75
-    assert measure.mask_divergence(first, first).flips == 0
-    assert math.isnan(measure.mask_divergence({}, {}).share)
+    assert mask_divergence(first, first).flips == 0
+    assert math.isnan(mask_divergence({}, {}).share)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +188,4 @@ def test_mask_divergence_counts_flips_by_layer():
 )
 def test_mask_divergence_refuses(other, error, message):
     with pytest.raises(error, match=message):
-        measure.mask_divergence({"a": torch.tensor([True])}, other)
+        mask_divergence({"a": torch.tensor([True])}, other)

@@ -24,7 +24,6 @@ from gossamer.training import Attachment, MaskedTraining, TrainingMethod, attach
 STEPS = 13  # of every run: a method under test should move its masks within them, or never
 Storage = Literal["masked", "sparse"]
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
-    "SGD": lambda parameters: SGD(parameters, 0.05, weight_decay=1e-2),
     "momentum": lambda parameters: SGD(
         parameters, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True
     ),
@@ -159,14 +158,15 @@ def check_resumes(method: TrainingMethod, optimizer: str = "momentum") -> None:
     """Check that a run saved at any step and loaded goes on bit by bit as if it had not been."""
     for storage in _storages(method):
         whole = _attached(method, optimizer, storage)
-        files = [_saved(*whole) for _ in train(*whole[:2])]
-        for step in (0, STEPS // 2, STEPS - 2):
+        saved = {step: _saved(*whole) for step in train(*whole[:2]) if step in (0, 7, STEPS - 1)}
+        last = saved.pop(STEPS - 1)
+        for step, file in saved.items():
             copy = _attached(method, optimizer, storage, seed=7)
-            for part, state in zip(copy, _loaded(files[step]), strict=True):
+            for part, state in zip(copy, _loaded(file), strict=True):
                 part.load_state_dict(state)
             for _ in train(*copy[:2], range(step + 1, STEPS)):
                 pass
-            same = _leaves(_loaded(_saved(*copy))) == _leaves(_loaded(files[-1]))
+            same = _leaves(_loaded(_saved(*copy))) == _leaves(_loaded(last))
             expect(same, f"{method}, {storage}, {optimizer}: resumed after step {step} differs")
 
 
