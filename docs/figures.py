@@ -112,7 +112,36 @@ def claims() -> str:
     return "\n".join(lines[:-1])
 
 
-SECTIONS = {"headline": headline, "compare": compare, "kernels": kernels, "claims": claims}
+def training() -> str:
+    if not list((ROOT / "results").glob("*/training.json")):
+        return (
+            "Not measured yet: `python benchmarks/training.py --out results/DEVICE/training.json`."
+        )
+    document = load("training")
+    lines = [
+        f"MLP of {' - '.join(map(str, document['network']))}, batch {document['batch']}, density "
+        f"{document['density']}, {document['threads']} threads, {document['machine']}; medians of "
+        f"{document['rounds']} interleaved rounds of {document['steps']} whole steps:",
+        "",
+        "| method | a step | against dense | bar | accuracy | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in document["figures"]:
+        bar = f"{row['bar']:.2f}{'' if row['holds'] else ' (missed)'}" if row["bar"] else "-"
+        lines.append(
+            f"| {row['name']} | {row['milliseconds']:.1f} ms | {row['ratio']:.2f} ± "
+            f"{row['spread']:.2f} | {bar} | {percent(row['accuracy'])} | {row['parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "headline": headline,
+    "compare": compare,
+    "kernels": kernels,
+    "training": training,
+    "claims": claims,
+}
 
 
 def main() -> None:
