@@ -162,6 +162,7 @@ SECTIONS = {
     "compare": compare,
     "kernels": kernels,
     "training": training,
+    "weights": weights,
     "claims": claims,
 }
 
