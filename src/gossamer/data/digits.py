@@ -42,9 +42,9 @@ def digits() -> Digits:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("digits need scikit-learn: pip install 'gossamer[estimators]'") from error
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.data).float() / 16
-    labels = torch.from_numpy(bunch.target).long()
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.as_tensor(pixels).float() / 16
+    labels = torch.as_tensor(targets).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:TRAIN], order[TRAIN:]
     return Digits(images[train], labels[train], images[test], labels[test])
