@@ -263,7 +263,7 @@ class Attachment:
         for name, weight in self._moving.items():
             gradient = weight.gradient
             if update.gradient:
-                gradient = _summed(weight.dense(), gradient)
+                gradient = _summed(weight, gradient)
                 if not bool(gradient.any()):
                     continue  # the layer took no part in this step: nothing says what to grow
             state = WeightState(name, weight.dense(), masks[name], self._generator, gradient)
@@ -356,9 +356,10 @@ def _shared(mask: Tensor) -> Tensor:
     return bits.bool()
 
 
-def _summed(like: Tensor, gradient: Tensor | None) -> Tensor:
+def _summed(weight: MovingWeight, gradient: Tensor | None) -> Tensor:
     """Return the gradient summed over ranks, zeros where a rank has none."""
-    gradient = torch.zeros_like(like) if gradient is None else gradient
+    if gradient is None:
+        gradient = torch.zeros_like(weight.dense())
     if _world() > 1:
         gradient = gradient.clone()
         distributed.all_reduce(gradient)

@@ -153,7 +153,10 @@ class MaskedTraining(TrainingMethod):
         """
         active = int(state.mask.count_nonzero())
         stays = min(active - int(drop * active), count)
-        kept = _top(self.score(state).masked_fill(~state.mask, -torch.inf), stays)
+        places = state.mask.flatten().nonzero()[:, 0]  # few: scores of zeros would all be ties
+        best = _top(self.score(state).flatten()[places], stays)
+        kept = torch.zeros_like(state.mask)
+        kept.view(-1)[places[best]] = True
         if stays == count:
             return kept, torch.zeros_like(kept)
         return kept, _top(self.grow(state).masked_fill(kept, -torch.inf), count - stays)
