@@ -1,6 +1,5 @@
 // TokenSelect's scoring: one pass over the keys for all query heads that share them,
 // softmax votes summed over heads, and the positions of the largest votes.
-#include "../native/select.hpp"
 #include "../native/stream.hpp"
 
 namespace gossamer::GOSSAMER_ISA {
@@ -34,6 +33,33 @@ void run(const PagedDotArgs &p) {
     }
 }
 
+// Bits that order as the scores do, not NaN; -0 ties with +0.
+GOSSAMER_INLINE uint32_t ordered_bits(float score) {
+    const float whole = score + 0.0f;
+    uint32_t bits;
+    memcpy(&bits, &whole, 4);
+    return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+
+// The k-th largest (k >= 1) of n keys; leaves in `k` how many of its equals belong to the k
+// largest. Reorders the keys.
+static uint32_t kth_largest(uint32_t *keys, int64_t n, int64_t &k) {
+    const int shifts[] = {22, 11, 0};  // digits of 10, 11 and 11 bits
+    for (const int shift : shifts) {
+        int64_t counts[2048] = {};
+        for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] >> shift) & 2047];
+        uint32_t digit = 2047;
+        while (counts[digit] < k) k -= counts[digit--];
+        int64_t kept = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            keys[kept] = keys[i];
+            kept += ((keys[i] >> shift) & 2047) == digit;
+        }
+        n = kept;
+    }
+    return keys[0];
+}
+
 }  // namespace
 
 void paged_dot(const PagedDotArgs &p) {
@@ -49,10 +75,12 @@ void soft_votes(const SoftVotesArgs &v) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
             const float *s = v.scores + row * v.k_len;
-            float most = NEG_INF, total = 0.0f;
-            for (int64_t j = 0; j < v.k_len; ++j) most = s[j] > most ? s[j] : most;
             int64_t j = 0;
-            Vec sums{};
+            Vec tops = broadcast(NEG_INF), sums{};
+            for (; j + W <= v.k_len; j += W) tops = maximum(tops, load(s + j));
+            float most = maximum(tops), total = 0.0f;
+            for (; j < v.k_len; ++j) most = s[j] > most ? s[j] : most;
+            j = 0;
             for (; j + W <= v.k_len; j += W) sums += exp2_nonpositive((load(s + j) - most) * LOG2E);
             total = sum(sums);
             for (; j < v.k_len; ++j) total += exp2_nonpositive(broadcast((s[j] - most) * LOG2E))[0];
@@ -94,15 +122,19 @@ void top_indices(const TopIndicesArgs &t) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(t.threads)
     for (int64_t row = 0; row < t.rows; ++row) {
         const float *values = t.values + row * t.columns;
-        Scratch scratch(static_cast<size_t>(t.columns) * 8);
-        uint64_t *keys = scratch.take<uint64_t>(t.columns);
-        for (int64_t j = 0; j < t.columns; ++j)
-            keys[j] = rank_key(values[j], static_cast<uint32_t>(j));
-        const uint64_t last = kth_key(keys, t.columns, t.k);
+        Scratch scratch(static_cast<size_t>(t.columns) * 4);
+        uint32_t *keys = scratch.take<uint32_t>(t.columns);
+        for (int64_t j = 0; j < t.columns; ++j) keys[j] = ordered_bits(values[j]);
+        int64_t equals = t.k;
+        const uint32_t last = kth_largest(keys, t.columns, equals);
         int32_t *out = t.indices + row * t.k;
-        for (int64_t j = 0, n = 0; j < t.columns; ++j)
-            if (rank_key(values[j], static_cast<uint32_t>(j)) <= last)
-                out[n++] = static_cast<int32_t>(j);
+        for (int64_t j = 0, n = 0; n < t.k; ++j) {
+            const uint32_t bits = ordered_bits(values[j]);
+            out[n] = static_cast<int32_t>(j);
+            const bool equal = bits == last && equals > 0;
+            equals -= equal;
+            n += bits > last || equal;
+        }
     }
 }
 
