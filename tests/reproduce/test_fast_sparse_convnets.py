@@ -1,5 +1,7 @@
 """The evidence on sparse convolutions: its claims notice a slower kernel and a wrong output."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,8 @@ pytest.importorskip("sklearn")
 from gossamer.bench.timing import Samples
 from gossamer.inference.fused import FusedLinear
 from gossamer.models.mobilenet import mobilenet_v2
+from gossamer.reproduce import _cnn_rivals, run
 from gossamer.reproduce import fast_sparse_convnets as module
-from gossamer.reproduce import run
 
 
 def times(**milliseconds):
@@ -24,8 +26,8 @@ def small():
 
 
 @pytest.fixture
-def no_onnx(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+def no_engines(monkeypatch):
+    monkeypatch.setattr(_cnn_rivals, "find_spec", lambda name: None)
 
 
 def test_pruning_keeps_the_largest_weights_of_1x1_convolutions_only():
@@ -41,15 +43,51 @@ def test_pruning_keeps_the_largest_weights_of_1x1_convolutions_only():
 
 
 @pytest.mark.parametrize(("ours", "holds"), [(3.0, True), (8.0, False)])
-def test_a_network_must_beat_the_best_of_torch(ours, holds, monkeypatch, no_onnx):
+def test_a_network_must_beat_the_best_of_torch(ours, holds, monkeypatch, no_engines):
     monkeypatch.setattr(module, "interleaved", times(ours=ours))
-    exact, faster, half = module._network("small", small(), 64, 0, module.RIVALS[:1])
+    exact, faster, half = module._network("small", small(), 64, 0, module.ENGINES)
     assert exact.holds and 0 < exact.ours < 1e-4
     assert faster.holds is holds and faster.baseline == 9.0 and faster.ours == ours
-    assert half.holds and "not installed: onnx, onnxscript, onnxruntime" in half.setting
+    assert half.holds and half.setting.endswith(
+        "not installed: onnx, onnxscript, onnxruntime, ai_edge_litert, flatbuffers"
+    )
 
 
-def test_a_wrong_output_is_noticed(monkeypatch, no_onnx):
+@pytest.mark.parametrize(("ours", "holds"), [(3.0, True), (5.0, False)])
+def test_it_must_beat_the_best_setting_of_litert(ours, holds, monkeypatch):
+    def engines(model, image, expected):
+        assert expected.shape == (1, 10)
+        return dict.fromkeys(("onnxruntime", "litert one", "litert two")), ""
+
+    def timed(functions, **options):
+        seconds = {"ours": ours / 1e3, "litert two": 4e-3}
+        return {name: Samples((seconds.get(name, 9e-3),)) for name in functions}
+
+    monkeypatch.setattr(module, "engine_runners", engines)
+    monkeypatch.setattr(module, "interleaved", timed)
+    claims = list(module._network("small", small(), 64, 0, module.ENGINES))
+    (claim,) = (claim for claim in claims if "LiteRT" in claim.claim)
+    assert claim.holds is holds and (claim.baseline, claim.ours) == (4.0, ours)
+
+
+def test_engines_are_installed_or_named_and_compute_the_network(monkeypatch):
+    packages = (("onnx", "onnxruntime"), ("ai_edge_litert", "litert"))
+    here = [engine for package, engine in packages if find_spec(package) is not None]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+    model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(image)
+    runners, absent = _cnn_rivals.engine_runners(model, image, expected)
+    assert {name.split()[0] for name in runners} == set(here)
+    assert all(package in absent for package, engine in packages if engine not in here)
+    if runners:
+        with pytest.raises(AssertionError, match="not close"):
+            _cnn_rivals.engine_runners(model, image, expected + 0.01 * expected.abs().max())
+
+
+def test_a_wrong_output_is_noticed(monkeypatch, no_engines):
     real = module.inference.compile
 
     def broken(model, image):
@@ -60,7 +98,7 @@ def test_a_wrong_output_is_noticed(monkeypatch, no_onnx):
 
     monkeypatch.setattr(module, "interleaved", times(ours=1.0))
     monkeypatch.setattr(module.inference, "compile", broken)
-    exact, *_ = module._network("small", small(), 64, 0, module.RIVALS[:1])
+    exact, *_ = module._network("small", small(), 64, 0, module.ENGINES)
     assert not exact.holds and exact.ours > 1e-3
 
 

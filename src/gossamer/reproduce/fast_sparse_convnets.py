@@ -13,16 +13,12 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import inference
-from gossamer.adapters.onnx import export_onnx
 from gossamer.bench.timing import interleaved, ratio
 from gossamer.budgets import Density
 from gossamer.kernels import instruction_set, instruction_sets, pack
@@ -30,6 +26,7 @@ from gossamer.kernels.program import Program
 from gossamer.models.efficientnet import efficientnet_lite0
 from gossamer.models.mobilenet import mobilenet_v1, mobilenet_v2, small_mobilenet
 from gossamer.reproduce import Claim
+from gossamer.reproduce._cnn_rivals import engine_runners, torch_runners
 from gossamer.schedules import Cubic, EverySteps
 from gossamer.scores import magnitude
 
@@ -46,8 +43,8 @@ SHAPES = (  # rows, columns and positions of 1x1 layers of MobileNet v1 and Effi
 BARS = {0.3: 1.6, 0.1: 3.9}  # speed-up over torch.mm, by density
 NETWORK_DENSITY = 0.15
 NETWORK_BAR = 1.3
-RIVALS = ("onnxruntime", "torch.compile")  # beside eager PyTorch; they take long to start
-SETTLE = 0.05  # seconds before each run of a network: ONNX Runtime's threads spin
+ENGINES, COMPILED = "engines", "torch.compile"  # rivals beside eager PyTorch; slow to start
+SETTLE = 0.05  # seconds before each run of a network: the threads of other runtimes spin
 BATCH, LEARNING_RATE = 64, 3e-3
 TRAINING_DIGITS = 1000
 
@@ -62,9 +59,11 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     if quick:
         yield from _network("MobileNet v2, width 0.35", mobilenet_v2(0.35), 96, seed)
     else:
-        yield from _network("EfficientNet-Lite0", efficientnet_lite0(), 224, seed, RIVALS)
-        yield from _network("MobileNet v1", mobilenet_v1(), 224, seed, RIVALS[:1])
-        yield from _network("MobileNet v2", mobilenet_v2(), 224, seed, RIVALS[:1])
+        yield from _network(
+            "EfficientNet-Lite0", efficientnet_lite0(), 224, seed, ENGINES, COMPILED
+        )
+        yield from _network("MobileNet v1", mobilenet_v1(), 224, seed, ENGINES)
+        yield from _network("MobileNet v2", mobilenet_v2(), 224, seed, ENGINES)
     seeds = range(seed, seed + (1 if quick else 3))
     yield from _accuracy((0.1,) if quick else (0.2, 0.1), seeds, steps=50 if quick else 400)
 
@@ -135,7 +134,7 @@ def _speedups(rows: int, columns: int, width: int, kept: float, seed: int) -> di
 
 
 def _network(
-    name: str, model: nn.Sequential, size: int, seed: int, rivals: tuple[str, ...] = ()
+    name: str, model: nn.Sequential, size: int, seed: int, *rivals: str
 ) -> Iterator[Claim]:
     """Prune the 1x1 convolutions and time one image through the whole network."""
     generator = torch.Generator().manual_seed(seed)
@@ -147,8 +146,12 @@ def _network(
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(image.double())
     error = float((sparse(image) - exact).abs().max() / exact.abs().max())
-    runners, absent = _runners(model, image, rivals)
-    functions = {"ours": lambda: sparse(image), **runners}
+    functions = {"ours": lambda: sparse(image)}
+    functions |= torch_runners(model, image, compiled=COMPILED in rivals)
+    absent = ""
+    if ENGINES in rivals:
+        engines, absent = engine_runners(model, image, exact.float())
+        functions |= engines
     times = interleaved(functions, repeats=15, warmup=3, settle=SETTLE)
     ms = {key: 1e3 * samples.median for key, samples in times.items()}
     kernels = Counter(layer.kernel for layer in sparse.report())
@@ -172,6 +175,8 @@ def _network(
     compared = [("PyTorch's best float32 layout or compiler", torch_ms, NETWORK_BAR)]
     if "onnxruntime" in ms:
         compared += [("ONNX Runtime, dense float32", ms["onnxruntime"], 1.0)]
+    if litert := [value for key, value in ms.items() if key.startswith("litert")]:
+        compared += [("LiteRT on XNNPACK, float32, its best setting", min(litert), 1.0)]
     compared += [("dense bfloat16", ms["bfloat16"], 1.0)]
     for rival, baseline, bar in compared:
         yield Claim(
@@ -207,49 +212,6 @@ def _settle(model: nn.Module, generator: torch.Generator, size: int) -> None:
     with torch.no_grad():
         model(torch.randn(4, 3, size, size, generator=generator))
     model.eval()
-
-
-def _runners(
-    model: nn.Module, image: Tensor, rivals: tuple[str, ...]
-) -> tuple[dict[str, Callable[[], object]], str]:
-    """What else runs the network, and a note on what is not installed."""
-    mixed = image.contiguous(memory_format=torch.channels_last)
-    by_pixel: nn.Module = copy.deepcopy(model).to(  # pyright: ignore[reportCallIssue]
-        memory_format=torch.channels_last
-    )
-    half = copy.deepcopy(by_pixel).bfloat16()
-
-    def run(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-        return torch.no_grad()(lambda: network(x))
-
-    runners: dict[str, Callable[[], object]] = {
-        "torch NCHW": run(model, image),
-        "torch channels_last": run(by_pixel, mixed),
-        "bfloat16": run(half, mixed.bfloat16()),
-    }
-    if "torch.compile" in rivals:
-        compiled = torch.compile(by_pixel, options={"freezing": True})
-        runners["torch.compile"] = run(compiled, mixed)
-    if "onnxruntime" not in rivals:
-        return runners, ""
-    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if not absent:
-        runners["onnxruntime"] = _onnx_runner(model, image)
-    return runners, f"; not installed: {', '.join(absent)}" if absent else ""
-
-
-def _onnx_runner(model: nn.Module, image: Tensor) -> Callable[[], object]:
-    """Export the dense network with its zeros; ONNX Runtime optimises graph and layout."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        export_onnx(model, image, path)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: image.numpy()}
-    return lambda: session.run(None, feed)
 
 
 def _accuracy(densities: tuple[float, ...], seeds: range, *, steps: int) -> Iterator[Claim]:
