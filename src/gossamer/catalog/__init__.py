@@ -228,11 +228,11 @@ def find(
         for paper in papers()
         if wing in (None, paper.wing)
         and status in (None, paper.status)
-        and all(needle in _searched(paper) for needle in needles)
+        and all(needle in searched(paper) for needle in needles)
     )
 
 
-def _searched(paper: Paper) -> str:
+def searched(paper: Paper) -> str:
     """Join the fields that a search looks into."""
     five = (paper.score, paper.budget, paper.pattern, paper.schedule, paper.kernel)
     return _plain("\n".join((paper.slug, paper.title, paper.summary, *five)))
