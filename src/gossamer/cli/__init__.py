@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli import bench, compare, papers, reproduce
+from gossamer.cli import bench, compare, papers, report, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -19,6 +19,7 @@ app.command()(compare.compare)
 app.command()(papers.papers)
 app.command()(papers.show)
 app.command()(reproduce.reproduce)
+app.command()(report.report)
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ light and dark pages. The same document always gives the same bytes.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 try:
     import matplotlib
@@ -29,6 +30,7 @@ from gossamer.report.tables import (
     share,
     speedup,
 )
+from gossamer.reproduce import Evidence
 
 # CSS variable -> the light page's value, which matplotlib draws with
 PALETTE = {
@@ -81,13 +83,15 @@ class Plot:
     svg: str
 
 
-def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
+def compare_plots(document: Mapping[str, Any], prefix: str = "") -> tuple[Plot, ...]:
     """Draw a comparison: prefill, decode, quality against speed, and what was skipped.
 
     Parameters
     ----------
     document : mapping
         A results document of ``gossamer compare``.
+    prefix : str, default ""
+        Begins every id in the drawings, so that several comparisons may share a page.
 
     Returns
     -------
@@ -110,6 +114,7 @@ def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
                 "prefill_seconds",
                 "prefill_speedup",
                 seconds,
+                prefix,
             ),
             _bars(
                 "Decode",
@@ -118,11 +123,110 @@ def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
                 "decode_ms_per_token",
                 "decode_speedup",
                 milliseconds,
+                prefix,
             ),
-            _quality(rows),
-            _skipped(rows),
+            _quality(rows, prefix),
+            _skipped(rows, prefix),
         )
     return tuple(plot for plot in plots if plot is not None)
+
+
+def evidence_plots(evidence: Evidence, prefix: str = "") -> tuple[Plot, ...]:
+    """Draw every claim that compares two positive numbers: ours over the baseline.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    prefix : str, default ""
+        Begins every id in the drawing.
+
+    Returns
+    -------
+    tuple of Plot
+        One, or none where no claim is of that kind.
+    """
+    drawn = [
+        (number, float(claim.ours) / float(claim.baseline), claim.holds)
+        for number, claim in enumerate(evidence.claims, start=1)
+        if _positive(claim.ours) and _positive(claim.baseline)
+    ]
+    if not drawn:
+        return ()
+    with _style():
+        figure, axes = _frame([f"claim {number}" for number, _, _ in drawn])
+        axes.set_xscale("log")
+        axes.vlines(1, -0.5, len(drawn) - 0.5, color=PALETTE["muted"], linewidth=0.8)
+        for place, (_, quotient, holds) in enumerate(drawn):
+            colour = PALETTE["sparse" if holds else "search"]
+            axes.plot([1, quotient], [place, place], color=colour, linewidth=2)
+            face = colour if holds else PALETTE["page"]
+            axes.scatter(quotient, place, s=46, color=face, edgecolor=colour, zorder=3)
+        _log_room(axes, [quotient for _, quotient, _ in drawn])
+        words = [(f"{quotient:.3g}", "yes" if holds else "no") for _, quotient, holds in drawn]
+        _columns(axes, ("ours / baseline", "holds"), words)
+        svg = _svg(figure, f"{prefix}evidence")
+    listed = "; ".join(
+        f"claim {number} {quotient:.3g}, {'holds' if holds else 'does not hold'}"
+        for number, quotient, holds in drawn
+    )
+    return (
+        Plot(
+            "Ours over the baseline",
+            "On a logarithmic scale; the line is the baseline. Which side is better depends on the "
+            "claim. Rings do not hold.",
+            f"Ours over the baseline: {listed}.",
+            svg,
+        ),
+    )
+
+
+def figures_plots(document: Mapping[str, Any], prefix: str = "") -> tuple[Plot, ...]:
+    """Draw the ratios of a benchmark that have a bar to reach, or all where none has.
+
+    Parameters
+    ----------
+    document : mapping
+        What ``gossamer bench`` writes.
+    prefix : str, default ""
+        Begins every id in the drawing.
+
+    Returns
+    -------
+    tuple of Plot
+        One, or none without a positive ratio.
+    """
+    rows = [row for row in document["figures"] if row["ratio"] > 0]
+    rows = [row for row in rows if row.get("bar")] or rows
+    if not rows:
+        return ()
+    with _style():
+        figure, axes = _frame([_figure_name(row) for row in rows], width=1.6 * _WIDTH)
+        axes.set_xscale("log")
+        axes.vlines(1, -0.5, len(rows) - 0.5, color=PALETTE["muted"], linewidth=0.8)
+        for place, row in enumerate(rows):
+            missed = row.get("holds") is False
+            colour = PALETTE["search" if missed else "sparse"]
+            left, right = sorted((1, row["ratio"]))
+            axes.barh(place, right - left, left=left, height=_BAR, color=colour)
+            if row.get("bar"):
+                ends = place - 0.42, place + 0.42
+                axes.vlines(row["bar"], *ends, color=PALETTE["ink"], linewidth=1.6)
+        _log_room(axes, [row[name] for row in rows for name in ("ratio", "bar") if row.get(name)])
+        words = [
+            (f"{row['ratio']:.2f}", f"{row['bar']:.2f}" if row.get("bar") else "") for row in rows
+        ]
+        _columns(axes, ("ratio", "bar"), words)
+        svg = _svg(figure, f"{prefix}figures")
+    listed = "; ".join(f"{_figure_name(row)} {row['ratio']:.2f}" for row in rows)
+    return (
+        Plot(
+            "Ratios",
+            "The baseline's time over ours, on a logarithmic scale: right of the line is faster. "
+            "The mark is the bar to reach; amber ones miss it.",
+            f"Baseline over ours: {listed}.",
+            svg,
+        ),
+    )
 
 
 @contextmanager
@@ -152,6 +256,7 @@ def _bars(
     name: str,
     speedup_name: str,
     word: Callable[[float | None], str],
+    prefix: str,
 ) -> Plot | None:
     drawn = [row for row in rows if row.get(name) is not None]
     if not drawn:
@@ -169,10 +274,10 @@ def _bars(
         [(word(row[name]), speedup(row.get(speedup_name))) for row in drawn],
     )
     words = "; ".join(f"{row['method']} {word(row[name])}" for row in drawn)
-    return Plot(title, caption, f"{title}: {words}.", _svg(figure, title))
+    return Plot(title, caption, f"{title}: {words}.", _svg(figure, f"{prefix}{title}"))
 
 
-def _quality(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
+def _quality(rows: Sequence[Mapping[str, Any]], prefix: str) -> Plot | None:
     dense = next((row for row in rows if row["method"] == DENSE), {})
     points = [
         (row["decode_speedup"], worse, row)
@@ -208,11 +313,11 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
         "Right is faster, down is better; on the line, perplexity equals dense attention's. "
         "The vertical scale is logarithmic beyond 1 %.",
         f"Decode speed-up and change of perplexity: {words}.",
-        _svg(figure, "quality"),
+        _svg(figure, f"{prefix}quality"),
     )
 
 
-def _skipped(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
+def _skipped(rows: Sequence[Mapping[str, Any]], prefix: str) -> Plot | None:
     drawn = [row for row in rows if row.get("density") is not None]
     if not drawn:
         return None
@@ -238,13 +343,31 @@ def _skipped(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
         "Share of all causal query-key pairs that attention computed and, in amber, "
         "the cost of choosing them.",
         f"Attention density and search: {words}.",
-        _svg(figure, "computed"),
+        _svg(figure, f"{prefix}computed"),
     )
 
 
-def _frame(methods: Sequence[str]) -> tuple[Figure, Axes]:
+def _figure_name(row: Mapping[str, Any]) -> str:
+    density = row.get("density")
+    return row["name"] if density is None else f"{row['name']} ({share(density)})"
+
+
+def _positive(value: float | str | None) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _log_room(axes: Axes, values: Sequence[float]) -> None:
+    """Leave the columns their part of a logarithmic axis that holds 1 and all values."""
+    low, high = math.log(min(1, *values)), math.log(max(1, *values))
+    span = max(high - low, 0.1)
+    axes.set_xlim(math.exp(low - 0.04 * span), math.exp(low + _ROOM * 1.1 * span))
+    axes.set_xticks([], minor=True)
+    axes.set_xticks([])
+
+
+def _frame(methods: Sequence[str], width: float = _WIDTH) -> tuple[Figure, Axes]:
     """Return empty axes for horizontal bars, the first method on top."""
-    figure = Figure(figsize=(_WIDTH, 0.36 * (len(methods) + 1)), layout="constrained")
+    figure = Figure(figsize=(width, 0.36 * (len(methods) + 1)), layout="constrained")
     axes = figure.add_subplot()
     _bare(axes)
     axes.set_yticks(range(len(methods)), methods)

@@ -25,6 +25,10 @@ class Cell:
 
     text: str
     tone: Literal["plain", "better", "worse"] = "plain"
+    small: str = ""  # a second line
+
+
+_HOLDS = {None: Cell(MISSING), True: Cell("yes", "better"), False: Cell("NO", "worse")}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ HEADINGS = (
     *("KL", "Top-1"),
     "Keys",
 )
+CLAIM_HEADINGS = ("#", "Claim", "Paper", "Baseline", "Ours", "Criterion", "Holds")
+FIGURE_HEADINGS = ("Measured", "Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar", "Holds")
 
 
 def compare_rows(document: Mapping[str, Any]) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -157,6 +163,22 @@ def evidence_table(evidence: Evidence) -> Table:
     return table
 
 
+def claim_rows(evidence: Evidence) -> tuple[tuple[Cell, ...], ...]:
+    """Word the claims of a paper, one cell for each of `CLAIM_HEADINGS`."""
+    return tuple(
+        (
+            Cell(str(number)),
+            Cell(claim.claim, small=claim.setting),
+            Cell(figure(claim.paper), small=claim.source),
+            Cell(figure(claim.baseline)),
+            Cell(figure(claim.ours)),
+            Cell(claim.criterion),
+            claim_verdict(claim),
+        )
+        for number, claim in enumerate(evidence.claims, start=1)
+    )
+
+
 def figures_table(document: Mapping[str, Any]) -> Table:
     """Lay out a kernel benchmark for the terminal.
 
@@ -169,28 +191,41 @@ def figures_table(document: Mapping[str, Any]) -> Table:
     -------
     rich.table.Table
     """
-    table = _table(
-        f"{document['suite'].capitalize()} kernels",
-        f"{document['machine']}, {document['threads']} threads, medians of "
-        f"{document['repeats']} interleaved rounds",
-    )
-    table.add_column("Measured", ratio=1)
-    for name in ("Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar"):
+    table = _table(f"{document['suite'].capitalize()} kernels", figures_setting(document))
+    table.add_column(FIGURE_HEADINGS[0], ratio=1)
+    for name in FIGURE_HEADINGS[1:]:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Holds", no_wrap=True)
-    for row in document["figures"]:
-        times = (row["milliseconds"], row["baseline_milliseconds"])
-        bar, holds = row["bar"], row["holds"]
-        table.add_row(
-            Text(row["name"]),
-            f"{row['density']:.3f}",
-            *(MISSING if ms is None else f"{ms:.2f}" for ms in times),
-            f"{row['ratio']:.2f}",
-            f"{row['spread']:.2f}",
-            MISSING if bar is None else f"{bar:.2f}",
-            MISSING if holds is None else "yes" if holds else "NO",
-        )
+    for row in figure_rows(document):
+        table.add_row(*(Text(cell.text, style=_STYLES[cell.tone]) for cell in row))
     return table
+
+
+def figure_rows(document: Mapping[str, Any]) -> tuple[tuple[Cell, ...], ...]:
+    """Word the ratios of a benchmark, one cell for each of `FIGURE_HEADINGS`."""
+    return tuple(
+        (
+            Cell(row["name"]),
+            Cell(_decimals(row.get("density"), 3)),
+            Cell(_decimals(row.get("milliseconds"), 2)),
+            Cell(_decimals(row.get("baseline_milliseconds"), 2)),
+            Cell(_decimals(row["ratio"], 2)),
+            Cell(_decimals(row.get("spread"), 2)),
+            Cell(_decimals(row.get("bar"), 2)),
+            _HOLDS[row.get("holds")],
+        )
+        for row in document["figures"]
+    )
+
+
+def figures_setting(document: Mapping[str, Any]) -> str:
+    """Say in one line how a benchmark was taken."""
+    threads, rounds = document.get("threads"), document.get("repeats", document.get("rounds"))
+    parts = (
+        document.get("machine"),
+        None if threads is None else f"{threads} thread{'s'[: threads != 1]}",
+        None if rounds is None else f"medians of {rounds} interleaved rounds",
+    )
+    return ", ".join(str(part) for part in parts if part)
 
 
 def layers_table(layers: Sequence[LayerReport]) -> Table:
@@ -361,6 +396,10 @@ def _table(heading: str, footnotes: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+
+
+def _decimals(value: float | None, places: int) -> str:
+    return MISSING if value is None else f"{value:.{places}f}"
 
 
 def _short(value: float) -> str:

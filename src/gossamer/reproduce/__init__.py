@@ -274,7 +274,27 @@ def load(path: Path | str) -> Evidence:
     OSError
         If it cannot be read.
     """
-    document = load_json(path)
+    return parse(load_json(path), path)
+
+
+def parse(document: Any, path: Path | str) -> Evidence:
+    """Check one parsed document of ``gossamer reproduce``.
+
+    Parameters
+    ----------
+    document : JSON data
+    path : Path or str
+        Where it was read, for the message.
+
+    Returns
+    -------
+    Evidence
+
+    Raises
+    ------
+    FormatError
+        As `load` does.
+    """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise FormatError(path, f"expected evidence of schema {SCHEMA}, found something else")
     try:

@@ -40,7 +40,7 @@ class Row:
     ----------
     paper : Paper
     page : str
-        Address of its method page, "" if it has none.
+        Path of its method page, without an ending; "" if it has none.
     evidence : Evidence or None
         Of the first device that measured it.
     leads : tuple of Claim
@@ -68,9 +68,7 @@ class Facet:
     terms: tuple[tuple[str, int], ...]
 
 
-def rows(
-    papers: Sequence[Paper], evidence: Mapping[str, tuple[Evidence, ...]]
-) -> tuple[Row, ...]:
+def rows(papers: Sequence[Paper], evidence: Mapping[str, tuple[Evidence, ...]]) -> tuple[Row, ...]:
     """Put papers and their evidence side by side.
 
     Parameters
@@ -105,9 +103,7 @@ def facets(found: Sequence[Row]) -> tuple[Facet, ...]:
     counted = []
     for name, terms in {**exact, **TERMS}.items():
         counts = [(term, sum(matches(row, name, term) for row in found)) for term in terms]
-        counted.append(
-            Facet(name, name.capitalize(), tuple(pair for pair in counts if pair[1]))
-        )
+        counted.append(Facet(name, name.capitalize(), tuple(pair for pair in counts if pair[1])))
     return tuple(counted)
 
 
@@ -121,7 +117,7 @@ def _row(paper: Paper, runs: tuple[Evidence, ...]) -> Row:
     words = {word: getattr(paper, word).casefold() for word in WORDS}
     return Row(
         paper=paper,
-        page=f"methods/{paper.slug}.html" if paper.entry else "",
+        page=f"wings/{paper.wing}/{paper.slug}" if paper.entry else "",
         evidence=runs[0] if runs else None,
         leads=leads(runs[0]) if runs else (),
         text=catalog.searched(paper),

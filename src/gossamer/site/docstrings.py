@@ -84,6 +84,18 @@ def reference(name: str, item: Any, *, level: int = 3) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def summary(item: Any) -> str:
+    """Return the first line of an object's docstring, or "" if it has none.
+
+    Examples
+    --------
+    >>> summary(summary)
+    'Return the first line of an object\'s docstring, or "" if it has none.'
+    """
+    text = (inspect.getdoc(item) or "") if callable(item) else ""
+    return text.partition("\n\n")[0].replace("\n", " ")
+
+
 def _sections(text: str) -> Iterator[tuple[str, str]]:
     """Split a docstring at its underlined titles; the part before the first has none."""
     titles = "|".join(SECTIONS)

@@ -23,9 +23,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             files.remove(written)
         files.append(File.generated(config, name, content=text))
     for asset in sorted(ASSETS.iterdir()):
-        files.append(
-            File.generated(config, f"assets/{asset.name}", abs_src_path=str(asset))
-        )
+        files.append(File.generated(config, f"assets/{asset.name}", abs_src_path=str(asset)))
     return files
 
 

@@ -1,6 +1,7 @@
 """The pages that nobody writes: the atlas, the evidence, and one a wing and a method."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ from gossamer.catalog import Paper
 from gossamer.report.tables import evidence_setting, figure, verdict
 from gossamer.reproduce import Evidence
 from gossamer.site.atlas import WORDS, Row, facets, rows
-from gossamer.site.docstrings import markdown, reference
+from gossamer.site.docstrings import markdown, reference, summary
 from gossamer.site.evidence import collect
 
 WINGS_MARK = "<!-- wings -->"
 NOT_BUILT = "Nothing of this wing is built yet."
+_SPARSE = re.compile(r"\*\*What is sparse:\*\*\s(.+?)[.;:]\s", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,17 @@ class Site:
         held = sum(claim.holds for claim in claims)
         pages = {
             "atlas.md": _render("atlas.md.j2", rows=self.rows, facets=facets(self.rows)),
-            "evidence.md": _render(
-                "evidence.md.j2", papers=measured, total=len(claims), held=held
-            ),
+            "evidence.md": _render("evidence.md.j2", papers=measured, total=len(claims), held=held),
         }
         for wing in catalog.WINGS:
-            pages[f"wings/{wing}.md"] = self._wing(wing)
+            pages[f"wings/{wing}/README.md"] = self._wing(wing)
         for row in self.rows:
             if row.page:
-                pages[f"methods/{row.paper.slug}.md"] = self._method(row.paper)
-        for source, target in (("CONTRIBUTING.md", "contributing.md"), ("CHANGELOG.md", "changelog.md")):
+                pages[f"{row.page}.md"] = self._method(row.paper)
+        for source, target in (
+            ("CONTRIBUTING.md", "contributing.md"),
+            ("CHANGELOG.md", "changelog.md"),
+        ):
             if (self.root / source).exists():
                 text = (self.root / source).read_text("utf-8")
                 pages[target] = text.replace("](docs/", "](")
@@ -104,8 +107,8 @@ class Site:
         wings: list[dict[str, Any]] = [
             {
                 wing.capitalize(): [
-                    f"wings/{wing}.md",
-                    *(f"methods/{row.paper.slug}.md" for row in self._of(wing) if row.page),
+                    f"wings/{wing}/README.md",
+                    *(f"{row.page}.md" for row in self._of(wing) if row.page),
                 ]
             }
             for wing in catalog.WINGS
@@ -128,28 +131,37 @@ class Site:
 
     def _wings(self) -> str:
         """A table of the wings: what is sparse in each, and how far it has come."""
-        lines = ["| wing | papers | measured |", "|---|---|---|"]
+        lines = ["| wing | what is sparse | papers | measured |", "|---|---|---|---|"]
         for wing in catalog.WINGS:
             found = self._of(wing)
             measured = sum(row.evidence is not None for row in found)
-            lines.append(f"| [{wing}](wings/{wing}.md) | {len(found)} | {measured or '-'} |")
+            said = _SPARSE.search(self._opening(wing))
+            sparse = " ".join(said[1].split()) if said else "-"
+            link = f"[{wing}](wings/{wing}/README.md)"
+            lines.append(f"| {link} | {sparse} | {len(found)} | {measured or '-'} |")
         return "\n".join(lines)
 
-    def _wing(self, wing: str) -> str:
-        """The hand-written page of a wing, or its package's docstring; its papers; its names."""
-        package, written = _package(wing), self.root / "docs" / "wings" / f"{wing}.md"
+    def _opening(self, wing: str) -> str:
+        """A wing's hand-written page, or else the docstring of its package."""
+        written = self.root / "docs" / "wings" / wing / "README.md"
         if written.exists():
-            opening = written.read_text("utf-8")
-        else:
-            text = markdown(package.__doc__ or "") if package else NOT_BUILT
-            opening = f"# {wing.capitalize()}\n\n{text}\n"
+            return written.read_text("utf-8").replace(
+                "(../../../CONTRIBUTING", "(../../contributing"
+            )
+        package = _package(wing)
+        text = markdown(package.__doc__ or "") if package else NOT_BUILT
+        return f"# {wing.capitalize()}\n\n{text}\n"
+
+    def _wing(self, wing: str) -> str:
+        """A wing's opening, its papers, and the names its package offers."""
+        package = _package(wing)
         shown = {row.paper.entry for row in self._of(wing)}
         public = [
-            (name, Markup(reference(f"{package.__name__}.{name}", item, level=0)))
+            (name, summary(item), Markup(reference(f"{package.__name__}.{name}", item, level=0)))
             for name, item in (_public(package).items() if package else ())
             if f"gossamer.{wing}:{name}" not in shown
         ]
-        return opening + _render("wing.md.j2", rows=self._of(wing), public=public)
+        return self._opening(wing) + _render("wing.md.j2", rows=self._of(wing), public=public)
 
     def _method(self, paper: Paper) -> str:
         module, _, name = paper.entry.partition(":")
