@@ -24,8 +24,6 @@ def report(
 
     In folders, files that hold no results are left out, and named on the page.
     """
-    from gossamer.report.html import report_page  # bad paths need no matplotlib
-
     found, left_out = gather(results)
     from gossamer.report.html import report_page  # after bad paths, which need no matplotlib
 

@@ -11,15 +11,15 @@ except ImportError as error:
     raise ImportError("pages need jinja2: pip install 'gossamer[report]'") from error
 
 from gossamer.report.documents import Result
-from gossamer.report.plots import PALETTE, compare_plots, evidence_plots, figures_plots
+from gossamer.report.drawing import PALETTE
+from gossamer.report.plots import compare_plots
+from gossamer.report.ratio_plots import evidence_plots, figures_plots
 from gossamer.report.tables import (
     CLAIM_HEADINGS,
     DENSE,
     FIGURE_HEADINGS,
     HEADINGS,
-    MISSING,
     STOCK,
-    change,
     claim_rows,
     compare_rows,
     decode_limit,
@@ -27,12 +27,10 @@ from gossamer.report.tables import (
     figure_rows,
     figures_setting,
     perplexity_change,
-    share,
-    size,
-    speedup,
     title,
     verdict,
 )
+from gossamer.report.words import MISSING, change, share, size, speedup
 from gossamer.reproduce import Evidence
 
 QUALITY_BOUND = 0.03  # relative rise of perplexity that still counts as dense quality

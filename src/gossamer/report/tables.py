@@ -10,10 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer.inference import LayerReport
+from gossamer.report.words import (
+    MISSING,
+    change,
+    decimals,
+    divergence,
+    figure,
+    milliseconds,
+    perplexity,
+    seconds,
+    share,
+    size,
+    speedup,
+    superscript,
+)
 from gossamer.reproduce import Claim, Evidence
 
 STOCK, DENSE = "stock", "dense"
-MISSING = "\N{EN DASH}"
 
 _T = TypeVar("_T")
 _STYLES = {"plain": "", "better": "green", "worse": "yellow"}
@@ -26,6 +39,7 @@ class Cell:
     text: str
     tone: Literal["plain", "better", "worse"] = "plain"
     small: str = ""  # a second line
+    folded: str = ""  # more of it, for who asks
 
 
 _HOLDS = {None: Cell(MISSING), True: Cell("yes", "better"), False: Cell("NO", "worse")}
@@ -50,7 +64,7 @@ HEADINGS = (
     *("KL", "Top-1"),
     "Keys",
 )
-CLAIM_HEADINGS = ("#", "Claim", "Paper", "Baseline", "Ours", "Criterion", "Holds")
+CLAIM_HEADINGS = ("Claim", "Paper", "Baseline", "Ours", "Criterion", "Holds")
 FIGURE_HEADINGS = ("Measured", "Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar", "Holds")
 
 
@@ -167,8 +181,7 @@ def claim_rows(evidence: Evidence) -> tuple[tuple[Cell, ...], ...]:
     """Word the claims of a paper, one cell for each of `CLAIM_HEADINGS`."""
     return tuple(
         (
-            Cell(str(number)),
-            Cell(claim.claim, small=claim.setting),
+            Cell(f"{number}. {claim.claim}", folded=claim.setting),
             Cell(figure(claim.paper), small=claim.source),
             Cell(figure(claim.baseline)),
             Cell(figure(claim.ours)),
@@ -205,12 +218,12 @@ def figure_rows(document: Mapping[str, Any]) -> tuple[tuple[Cell, ...], ...]:
     return tuple(
         (
             Cell(row["name"]),
-            Cell(_decimals(row.get("density"), 3)),
-            Cell(_decimals(row.get("milliseconds"), 2)),
-            Cell(_decimals(row.get("baseline_milliseconds"), 2)),
-            Cell(_decimals(row["ratio"], 2)),
-            Cell(_decimals(row.get("spread"), 2)),
-            Cell(_decimals(row.get("bar"), 2)),
+            Cell(decimals(row.get("density"), 3)),
+            Cell(decimals(row.get("milliseconds"), 2)),
+            Cell(decimals(row.get("baseline_milliseconds"), 2)),
+            Cell(decimals(row["ratio"], 2)),
+            Cell(decimals(row.get("spread"), 2)),
+            Cell(decimals(row.get("bar"), 2)),
             _HOLDS[row.get("holds")],
         )
         for row in document["figures"]
@@ -303,82 +316,6 @@ def evidence_setting(evidence: Evidence) -> str:
     )
 
 
-def seconds(value: float | None) -> str:
-    """Word a duration given in seconds, for example ``12.3 s`` or ``840 ms``."""
-    if value is None:
-        return MISSING
-    return f"{_short(value)} s" if value >= 1 else milliseconds(value * 1e3)
-
-
-def milliseconds(value: float | None) -> str:
-    """Word a duration given in milliseconds."""
-    return MISSING if value is None else f"{_short(value)} ms"
-
-
-def speedup(value: float | None) -> str:
-    """Word a speed-up; below 1 is slower, and keeps its decimals."""
-    return MISSING if value is None else f"{_short(value)}x"
-
-
-def size(value: float | None) -> str:
-    """Word a number of bytes in binary units, for example ``360 MiB``."""
-    if value is None:
-        return MISSING
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{_short(value)} {unit}"
-        value /= 1024
-    return f"{_short(value)} GiB"
-
-
-def share(value: float | None) -> str:
-    """Word a share of 1 in per cent; only the whole is called 100 %, only nothing 0 %."""
-    if value is None:
-        return MISSING
-    if 0 < value < 1e-4:
-        return "<0.01 %"
-    if 0.999 < value < 1:
-        return ">99.9 %"
-    percent = f"{value * 100:.{2 if value < 0.01 else 1}f}"
-    return f"{percent.rstrip('0').rstrip('.')} %"
-
-
-def change(value: float | None) -> str:
-    """Word a relative change, for example ``+0.8 %``."""
-    if value is None:
-        return MISSING
-    words = f"{value * 100:+.{1 if abs(value) < 10 else 0}f} %"
-    return "0 %" if words in ("+0.0 %", "-0.0 %") else words
-
-
-def perplexity(value: float | None) -> str:
-    """Word a perplexity; beyond a thousand only its size matters."""
-    if value is None:
-        return MISSING
-    return f"{value:.2f}" if value < 1000 else f"{value:.3g}"
-
-
-def divergence(value: float | None) -> str:
-    """Word a Kullback-Leibler divergence in nats."""
-    if value is None:
-        return MISSING
-    if value == 0:
-        return "0"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def figure(value: float | str | None) -> str:
-    """Word a figure of a claim."""
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def superscript(number: int) -> str:
-    """Write a footnote number in superior digits."""
-    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def perplexity_change(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float | None:
     """Return by how much a row's perplexity exceeds dense attention's, relative to it."""
     ours, base = row.get("perplexity"), dense.get("perplexity")
@@ -396,15 +333,6 @@ def _table(heading: str, footnotes: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-
-
-def _decimals(value: float | None, places: int) -> str:
-    return MISSING if value is None else f"{value:.{places}f}"
-
-
-def _short(value: float) -> str:
-    """Keep three figures, two decimals at most."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _in_twos(items: Sequence[_T]) -> list[Sequence[_T]]:

@@ -89,8 +89,8 @@ def summary(item: Any) -> str:
 
     Examples
     --------
-    >>> summary(summary)
-    'Return the first line of an object\'s docstring, or "" if it has none.'
+    >>> summary(markdown)
+    'Turn a numpydoc docstring into Markdown.'
     """
     text = (inspect.getdoc(item) or "") if callable(item) else ""
     return text.partition("\n\n")[0].replace("\n", " ")

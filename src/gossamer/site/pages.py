@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from gossamer import catalog
 from gossamer.catalog import Paper
-from gossamer.report.tables import evidence_setting, figure, verdict
+from gossamer.report.tables import evidence_setting, verdict
+from gossamer.report.words import figure
 from gossamer.reproduce import Evidence
 from gossamer.site.atlas import WORDS, Row, facets, rows
 from gossamer.site.docstrings import markdown, reference, summary
