@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gossamer import catalog
+from gossamer.catalog.taxonomy import TERMS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -174,7 +175,10 @@ def test_keyboard_and_labels(atlas: Atlas):
 
     controls = atlas.browser.find_elements("css selector", "#gs-filter :is(input, select, button)")
     names = [control.accessible_name for control in controls]
-    assert names == ["Search", "Wing", "Status", *(word.capitalize() for word in WORDS), "Clear"]
+    assert names == [
+        *("Search", "Wing", "Status", *(word.capitalize() for word in WORDS)),
+        *("Object", "Granularity", "Decided", "Mode", "Clear"),
+    ]
     live = atlas.find("#gs-count")
     assert (live.get_attribute("aria-live"), live.aria_role) == ("polite", "status")
     controls[0].send_keys(Keys.TAB)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gossamer import catalog
 from gossamer.catalog import Paper
+from gossamer.catalog.taxonomy import TERMS as TAXONOMY_TERMS
 from gossamer.reproduce import Claim, Evidence
 from gossamer.site.evidence import leads
 
@@ -31,6 +32,8 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+TAXONOMY = ("object", "granularity", "decided", "mode")  # its fields that are filters, too
+
 
 @dataclass(frozen=True)
 class Row:
@@ -48,7 +51,7 @@ class Row:
     text : str
         What a search looks into.
     facets : mapping of str to str
-        What the filters look into, by name.
+        What the filters look into, by name; several terms have spaces between.
     """
 
     paper: Paper
@@ -91,7 +94,7 @@ def rows(papers: Sequence[Paper], evidence: Mapping[str, tuple[Evidence, ...]]) 
 
 
 def facets(found: Sequence[Row]) -> tuple[Facet, ...]:
-    """Count what can be filtered by: the wing, the status and the five words.
+    """Count what can be filtered by: the wing, the status, the five words and the taxonomy.
 
     Examples
     --------
@@ -101,25 +104,33 @@ def facets(found: Sequence[Row]) -> tuple[Facet, ...]:
     """
     exact = {"wing": catalog.WINGS, "status": catalog.STATUSES}
     counted = []
-    for name, terms in {**exact, **TERMS}.items():
+    taxonomy = {name: tuple(TAXONOMY_TERMS[name]) for name in TAXONOMY}
+    for name, terms in {**exact, **TERMS, **taxonomy}.items():
         counts = [(term, sum(matches(row, name, term) for row in found)) for term in terms]
         counted.append(Facet(name, name.capitalize(), tuple(pair for pair in counts if pair[1])))
     return tuple(counted)
 
 
 def matches(row: Row, facet: str, term: str) -> bool:
-    """Say whether a paper has a term; wings and statuses as a whole, words in part."""
+    """Say whether a paper has a term: somewhere in a word, elsewhere as a whole."""
     value = row.facets[facet]
-    return term.casefold() in value if facet in WORDS else term == value
+    return term.casefold() in value if facet in WORDS else term in value.split()
+
+
+def terms(paper: Paper, field: str) -> tuple[str, ...]:
+    """Return a paper's terms in one field of the taxonomy."""
+    value = getattr(paper.taxonomy, field)
+    return (value,) if isinstance(value, str) else value
 
 
 def _row(paper: Paper, runs: tuple[Evidence, ...]) -> Row:
     words = {word: getattr(paper, word).casefold() for word in WORDS}
+    taxonomy = {name: " ".join(terms(paper, name)) for name in TAXONOMY}
     return Row(
         paper=paper,
         page=f"wings/{paper.wing}/{paper.slug}" if paper.entry else "",
         evidence=runs[0] if runs else None,
         leads=leads(runs[0]) if runs else (),
         text=catalog.searched(paper),
-        facets={"wing": paper.wing, "status": paper.status, **words},
+        facets={"wing": paper.wing, "status": paper.status, **words, **taxonomy},
     )

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from gossamer.catalog import Paper
 from gossamer.report.tables import evidence_setting, verdict
 from gossamer.report.words import figure
 from gossamer.reproduce import Evidence
-from gossamer.site.atlas import WORDS, Row, facets, rows
+from gossamer.site.atlas import WORDS, Row, facets, rows, terms
 from gossamer.site.docstrings import markdown, reference, summary
 from gossamer.site.evidence import collect
 
@@ -173,6 +173,10 @@ class Site:
             paper=paper,
             reference=Markup(reference(f"{module}.{name}", item)),
             runs=self.evidence.get(paper.slug, ()),
+            taxonomy=[
+                (field.name, ", ".join(terms(paper, field.name)))
+                for field in fields(paper.taxonomy)
+            ],
         )
 
 

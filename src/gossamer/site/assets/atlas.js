@@ -5,13 +5,13 @@
   const rows = [...document.querySelectorAll("#gs-papers tbody tr")];
   const count = document.getElementById("gs-count");
   const fields = [...form.elements].filter((field) => field.name);
-  const whole = new Set(["wing", "status"]);
+  const inPart = new Set(["q", "score", "budget", "pattern", "schedule", "kernel"]);
   const plain = (text) => text.normalize("NFKC").toLowerCase();
 
   const fits = (row) =>
     fields.every(({ name, value }) => {
       const wanted = plain(value);
-      if (whole.has(name)) return !wanted || row.dataset[name] === wanted;
+      if (!inPart.has(name)) return !wanted || row.dataset[name].split(" ").includes(wanted);
       const words = name === "q" ? wanted.split(/\s+/) : [wanted];
       return words.every((word) => row.dataset[name].includes(word));
     });
