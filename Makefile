@@ -6,7 +6,7 @@ PACKAGES := $(VENV)/.packages
 NATIVE := build/native/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find src/gossamer/kernels -name '*.cpp' -o -name '*.hpp')
 
-.PHONY: setup check test demo bench clean
+.PHONY: setup check docs test demo clean
 
 setup: $(PACKAGES) $(NATIVE)
 
@@ -14,7 +14,7 @@ $(PACKAGES): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch scikit-build-core
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation \
-		-C wheel.cmake=false -e '.[llm,onnx,estimators,graphs,peers,video,report,dev]'
+		-C wheel.cmake=false -e '.[llm,onnx,estimators,graphs,peers,video,report,docs,dev]'
 	touch $@
 
 $(NATIVE): $(PACKAGES) $(NATIVE_SOURCES)
@@ -25,12 +25,15 @@ $(NATIVE): $(PACKAGES) $(NATIVE_SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --install build/native --prefix src
 	touch $@
 
-check: setup
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python docs/figures.py --check
 	$(BIN)/clang-format --dry-run --Werror $$(find src -name '*.cpp' -o -name '*.hpp')
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: setup
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer import catalog, reproduce
-from gossamer.catalog import Paper
+from gossamer.catalog import GROUPS, TERMS, Paper, Taxonomy
 from gossamer.errors import FormatError
 
 # Written out, so that no paper can be dropped, renamed or moved unnoticed.
@@ -47,10 +47,31 @@ budget = "top-k"
 pattern = "block"
 schedule = "once"
 kernel = "none"
+what = { object = ["attention"], granularity = ["block", "token"] }
+counted = { density_of = "blocks of attention", count = "exact", allocation = "uniform" }
+when = { decided = ["inference"], mode = "input_dependent", needs = ["pretrained"] }
+cost = { exactness = "approximate", peak_dense = ["none"], overhead = "none", hardware = ["none"] }
+evidence = { basis = "paper_text", data = "real" }
 summary = "Keeps the large ones."
 entry = ""
 status = "planned"
 """
+TAXONOMY = Taxonomy(
+    object=("attention",),
+    granularity=("block", "token"),
+    density_of="blocks of attention",
+    count="exact",
+    allocation="uniform",
+    decided=("inference",),
+    mode="input_dependent",
+    needs=("pretrained",),
+    exactness="approximate",
+    peak_dense=("none",),
+    overhead="none",
+    hardware=("none",),
+    basis="paper_text",
+    data="real",
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -139,6 +160,7 @@ def test_read_returns_the_fields_as_written(read):
         pattern="block",
         schedule="once",
         kernel="none",
+        taxonomy=TAXONOMY,
         summary="Keeps the large ones.",
         entry="",
         status="planned",
@@ -147,7 +169,7 @@ def test_read_returns_the_fields_as_written(read):
         paper.status = "works"
 
 
-@pytest.mark.parametrize("field", list(Paper.__dataclass_fields__))
+@pytest.mark.parametrize("field", [*(Paper.__dataclass_fields__.keys() - {"taxonomy"}), *GROUPS])
 def test_a_missing_field_is_refused(read, field: str):
     text, count = re.subn(rf"(?m)^{field} = .*\n", "", ENTRY)
     assert count == 1
@@ -177,6 +199,24 @@ def test_a_missing_field_is_refused(read, field: str):
         ('entry = ""', 'entry = "gossamer.attention.HiP"', r"entry: expected \"gossamer.mod"),
         ('entry = ""', 'entry = "os:system"', r"entry: expected \"gossamer.mod"),
         ('entry = ""', 'entry = ""\nvenue = "x"', r"expected the fields slug, .*got venue"),
+        ('data = "real" }', 'data = "none" }', r"data: expected one of real, .*'none'"),
+        ('data = "real" }', "data = 1 }", r"data: expected one of real, .*got 1"),
+        ('data = "real" }', 'data = "real", year = 1 }', r"evidence: expected a table of basis,"),
+        (', data = "real" }', " }", r"evidence: expected a table of basis, data"),
+        ('["block", "token"]', '["block", "block"]', r"granularity: expected each term once"),
+        ('["block", "token"]', "[]", r"granularity: expected at least one term"),
+        ('["block", "token"]', '"block"', r"granularity: expected a list of terms, got 'block'"),
+        ('["block", "token"]', "[[1]]", r"granularity: expected one of unstructured"),
+        ('"blocks of attention"', '" "', r"density_of: expected a few words, got ' '"),
+        ('"blocks of attention"', '"weights"', r"density_of: expected a few words"),
+        ('["none"], overhead', '["none", "scores"], overhead', r"peak_dense: expected none alone"),
+        ('"input_dependent"', '"static"', r"mode: expected input_dependent exactly"),
+        (
+            '["inference"], mode = "input_dependent", needs = ["pretrained"]',
+            '["sparse_to_sparse"], mode = "static", needs = ["dense_weights"]',
+            r"needs: expected no dense_weights",
+        ),
+        ('hardware = ["none"]', 'hardware = ["cpu"]', r"hardware: expected none in an entry with"),
     ],
 )
 def test_a_wrong_field_is_refused(read, old: str, new: str, message: str):
@@ -262,9 +302,39 @@ def test_find_filters_by_status():
     assert all(paper.status == "planned" for paper in split[0])
 
 
+def test_where_asks_the_taxonomy():
+    caches = catalog.find(where="object=kv_cache")
+    assert {"alisa", "token-select"} < {paper.slug for paper in caches}
+    assert all("kv_cache" in paper.taxonomy.object for paper in caches)
+    others = catalog.find(where="object!=kv_cache")
+    assert set(caches) | set(others) == set(catalog.papers())
+    assert not set(caches) & set(others)
+    both = catalog.find(where=" object = kv_cache , granularity != token ", wing="attention")
+    assert [paper.slug for paper in both] == ["lserve"]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_field_of_the_taxonomy_can_be_asked(name: str):
+    hits = [paper for term in TERMS[name] for paper in catalog.find(where=f"{name}={term}")]
+    assert set(hits) == set(catalog.papers())
+
+
+def test_what_works_fast_says_on_which_device():
+    """A paper whose code stands on kernels of ours names a device, one without never does."""
+    fast = {paper.slug for paper in catalog.find(where="hardware=cpu", status="works")}
+    assert {"token-select", "hip-attention", "fast-sparse-convnets", "dygrass"} <= fast
+    assert "v1-sparse-coding" not in fast
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"where": "object"}, r"where: expected FIELD=TERM with a FIELD of object, .*'object'"),
+        ({"where": "object=kites"}, r"where: expected object= one of weights, .*'kites'"),
+        ({"where": "kites=object"}, r"where: expected FIELD=TERM"),
+        ({"where": "density_of=weights"}, r"where: expected FIELD=TERM"),
+        ({"where": "object=weights,"}, r"where: expected FIELD=TERM .*got ''"),
+        ({"where": "=weights"}, r"where: expected FIELD=TERM"),
         ({"wing": "kites"}, r"wing: expected one of attention, .*catalog, got 'kites'"),
         ({"wing": "Attention"}, r"wing: expected one of .* got 'Attention'"),
         ({"wing": ""}, r"wing: expected one of .* got ''"),

@@ -5,14 +5,33 @@ import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from gossamer.report import html, plots
-from gossamer.report.html import compare_page, evidence_page
+from gossamer.report import drawing, html
+from gossamer.report.documents import Result
+from gossamer.report.html import compare_page, report_page
 from gossamer.report.tables import HEADINGS
+from gossamer.report.words import MISSING
 from gossamer.reproduce import Claim, Evidence, stopped
 
+BENCHMARK = {
+    "machine": "Example CPU",
+    "threads": 1,
+    "repeats": 9,
+    "figures": [
+        {
+            **{"name": "spmm, dense", "density": 0.1, "milliseconds": 2.0, "ratio": 3.0},
+            **{"baseline_milliseconds": 6.0, "spread": 0.25, "bar": 2.5, "holds": True},
+        },
+        {
+            **{"name": "spmm, CSR", "density": 0.1, "milliseconds": None, "ratio": 0.5},
+            **{"baseline_milliseconds": None, "spread": 0.1, "bar": 2.0, "holds": False},
+        },
+        {"name": "a step", "ratio": 1.3},
+    ],
+}
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
 
 
@@ -58,6 +77,15 @@ def evidence():
     return Evidence("tiny", "quick", 0, "cpu", 1.5, claims, 2, "Example CPU", {})
 
 
+def results(*evidences, comparison=None, benchmark=None):
+    found = [Result(Path("a.json"), "evidence", one.slug, one) for one in evidences]
+    if comparison:
+        found.append(Result(Path("b.json"), "comparison", "a model", comparison))
+    if benchmark:
+        found.append(Result(Path("c.json"), "benchmark", "products", benchmark))
+    return found
+
+
 def test_the_table_has_every_row_and_cell(document):
     page = Page(compare_page(document))
     assert page.cells[0] == ["Method", *HEADINGS]
@@ -69,7 +97,8 @@ def test_the_table_has_every_row_and_cell(document):
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(document):
-    for text in (compare_page(document), evidence_page([evidence()])):
+    everything = results(evidence(), comparison=document, benchmark=BENCHMARK)
+    for text in (compare_page(document), report_page(everything)):
         tags = Page(text).tags
         assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags}
         for _, attributes in tags:
@@ -140,7 +169,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_has_the_contrast_that_accessibility_asks_for(theme):
-    blocks = re.findall(r":root \{(.*?)\}", evidence_page([]), flags=re.DOTALL)
+    blocks = re.findall(r":root \{(.*?)\}", report_page([]), flags=re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[theme]))
     for back in ("page", "panel"):
         for front in ("ink", "muted", "good", "bad"):
@@ -151,23 +180,53 @@ def test_text_has_the_contrast_that_accessibility_asks_for(theme):
 
 
 def test_both_themes_define_every_colour():
-    light, dark = re.findall(r":root \{(.*?)\}", evidence_page([]), flags=re.DOTALL)
+    light, dark = re.findall(r":root \{(.*?)\}", report_page([]), flags=re.DOTALL)
     assert re.findall(r"--(\w+):", light) == re.findall(r"--(\w+):", dark)
 
 
 def test_evidence_shows_what_holds_what_does_not_and_what_stopped():
     halted = stopped("other", scale="full", seed=1, seconds=3.0, error="interrupted")
-    page = Page(evidence_page([evidence(), halted]))
-    assert "2 papers, 0" in page.words
-    assert "1 of 2 claims hold" in page.words
-    assert "incomplete (interrupted)" in page.words
-    assert page.cells[1] == [
-        *("half <b>the</b> worktiny", "0.5Table 1", "1", "0.48", "ours <= 0.5", "yes")
+    page = Page(report_page(results(evidence(), halted)))
+    assert "2 results" in page.words
+    assert page.cells[1:3] == [
+        ["tiny", "evidence", "1 of 2 claims hold"],
+        ["other", "evidence", "incomplete (interrupted)"],
     ]
-    assert page.cells[2][-1] == "no"
+    assert page.cells[4] == [
+        "1. half <b>the</b> workSettingtiny",
+        *("0.5Table 1", "1", "0.48", "ours <= 0.5", "yes"),
+    ]
+    assert page.cells[5][-1] == "no"
 
 
-@pytest.mark.parametrize(("module", "missing"), [(plots, "matplotlib"), (html, "jinja2")])
+def test_a_report_has_every_ratio_of_a_benchmark_and_says_what_missed():
+    page = Page(report_page(results(benchmark=BENCHMARK)))
+    assert page.cells[1:] == [
+        ["spmm, dense", "0.100", "2.00", "6.00", "3.00", "0.25", "2.50", "yes"],
+        ["spmm, CSR", "0.100", MISSING, MISSING, "0.50", "0.10", "2.00", "NO"],
+        ["a step", MISSING, MISSING, MISSING, "1.30", MISSING, MISSING, MISSING],
+    ]
+    assert "1 of 2 bars reached" in page.words
+    assert "Example CPU, 1 thread, medians of 9 interleaved rounds" in page.words
+
+
+def test_results_of_a_kind_share_a_page_without_clashing(document):
+    twice = results(evidence(), evidence(), comparison=document) + results(comparison=document)
+    text = report_page(twice)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    wanted = re.findall(r"url\(#([^)]+)\)", text) + re.findall(r'href="#([^"]+)"', text)
+    assert wanted and set(wanted) <= set(ids)
+    assert report_page(twice) == text
+
+
+def test_what_was_left_out_is_said_and_escaped():
+    words = Page(report_page([], ["x.json: <b>not</b> results"])).words
+    assert "Left out" in words and "x.json: <b>not</b> results" in words
+    assert "Left out" not in report_page([])
+
+
+@pytest.mark.parametrize(("module", "missing"), [(drawing, "matplotlib"), (html, "jinja2")])
 def test_a_missing_extra_is_named(monkeypatch, module, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"{missing}: pip install 'gossamer\[report\]'"):

@@ -7,7 +7,8 @@ import matplotlib
 import pytest
 
 from gossamer.report import plots
-from gossamer.report.plots import PALETTE, compare_plots
+from gossamer.report.drawing import PALETTE
+from gossamer.report.plots import compare_plots
 
 TITLES = ["Prefill", "Decode", "Quality against speed", "What was computed"]
 
@@ -90,7 +91,7 @@ def test_points_lie_inside_the_axes_even_without_a_baseline_at_zero(document):
     document["rows"][0]["decode_speedup"] = document["rows"][1]["decode_speedup"] = None
     figures = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_svg", lambda figure, name: figures.append(figure) or "")
+        patch.setattr(plots, "svg", lambda figure, name: figures.append(figure) or "")
         compare_plots(document)
     axes = figures[2].axes[0]
     low, high = axes.get_ylim()

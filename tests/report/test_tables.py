@@ -8,24 +8,26 @@ from rich.console import Console
 from gossamer.inference import LayerReport
 from gossamer.report.tables import (
     HEADINGS,
-    MISSING,
-    change,
     compare_rows,
     compare_table,
     decode_limit,
-    divergence,
     evidence_table,
-    figure,
     layers_table,
+    perplexity_change,
+    title,
+)
+from gossamer.report.words import (
+    MISSING,
+    change,
+    divergence,
+    figure,
     milliseconds,
     perplexity,
-    perplexity_change,
     seconds,
     share,
     size,
     speedup,
     superscript,
-    title,
 )
 from gossamer.reproduce import Claim, Evidence
 

@@ -121,6 +121,7 @@ def test_json_has_the_documented_fields_first_and_survives_the_disk(tmp_path):
         "criterion": "ours <= 0.5",
         "holds": True,
         "setting": "tiny model",
+        "seeds": None,
     }
     required = {"slug", "scale", "seed", "device", "seconds", "claims", "threads", "versions"}
     assert required <= set(document)
@@ -140,6 +141,13 @@ def test_figures_that_are_not_finite_become_text():
     document = evidence(claim).to_json()["claims"][0]
     assert (document["baseline"], document["ours"]) == ("inf", "nan")
     json.dumps(document, allow_nan=False)
+
+
+def test_evidence_of_before_seeds_and_commits_is_still_read(tmp_path):
+    document = evidence(HOLDS).to_json()
+    del document["commit"], document["claims"][0]["seeds"]
+    save_json(tmp_path / "a.json", document)
+    assert load(tmp_path / "a.json") == evidence(HOLDS)
 
 
 @pytest.mark.parametrize("name", ["slug", "claims", "seconds", "versions", "machine"])
@@ -167,6 +175,8 @@ def test_evidence_with_a_field_missing_or_wrong_is_refused(tmp_path, name):
         ("holds", torch.tensor(True), "holds: expected a bool, got Tensor, try bool"),
         ("holds", np.bool_(True), "holds: expected a bool"),
         ("holds", 1, "holds: expected a bool, got int"),
+        ("seeds", 0, "seeds: expected an int of at least 1"),
+        ("seeds", True, "seeds: expected an int"),
         ("criterion", None, "criterion: expected a str, got NoneType"),
     ],
 )

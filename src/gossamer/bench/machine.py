@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,6 +110,28 @@ def describe(device: str | torch.device = "cpu") -> Machine:
         gpu=torch.cuda.get_device_name(target) if target.type == "cuda" else None,
         versions=_versions(),
     )
+
+
+def commit() -> str:
+    """Return the commit of the code that runs; "" where it is not a git checkout.
+
+    Examples
+    --------
+    >>> len(commit()) in (0, 40)
+    True
+    """
+    git = shutil.which("git")
+    folder = Path(__file__).parent
+    if git is None:
+        return ""
+    # A package that was installed into someone else's checkout is none of that checkout's files.
+    tracked = [git, "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
+    head = [git, "-C", str(folder), "rev-parse", "HEAD"]
+    for command in (tracked, head):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return ""
+    return done.stdout.strip()
 
 
 def _processor() -> tuple[str, set[str]]:

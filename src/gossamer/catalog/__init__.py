@@ -1,7 +1,8 @@
 """The catalogue: what each of the 61 papers makes sparse, and whether it works here yet.
 
 The entries live in ``papers.toml``. They are read once, checked field by field, and served as
-frozen records that describe every paper in the library's five words.
+frozen records that describe every paper in the library's five words and in the terms of the
+taxonomy.
 """
 
 import difflib
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+from gossamer.catalog.taxonomy import GROUPS, SEVERAL, TERMS, Taxonomy, from_table
 from gossamer.errors import FormatError
 
 WINGS = (
@@ -63,6 +65,8 @@ class Paper:
     score, budget, pattern, schedule, kernel : str
         The five words: how much a unit matters, how much may stay, the shape of what stays,
         when it is decided again, and what skips the rest.
+    taxonomy : Taxonomy
+        What is sparse, when that is decided and at what cost, in closed terms.
     summary : str
         What it does, in one line.
     entry : str
@@ -81,6 +85,7 @@ class Paper:
     pattern: str
     schedule: str
     kernel: str
+    taxonomy: Taxonomy
     summary: str
     entry: str
     status: str
@@ -130,7 +135,7 @@ def read(path: Traversable) -> tuple[Paper, ...]:
             problem = "slug: expected each slug once, got it again"
         if problem is not None:
             raise FormatError(str(path), f"{name}: {problem}")
-        found[table["slug"]] = Paper(**table)
+        found[table["slug"]] = Paper(**_folded(table))
     return tuple(found.values())
 
 
@@ -138,7 +143,8 @@ def _problem(table: object) -> str | None:
     """Say what is wrong with one parsed entry; None if nothing is."""
     if not isinstance(table, dict):
         return f"expected a table, got {table!r}"
-    known = get_type_hints(Paper)
+    known = {name: kind for name, kind in get_type_hints(Paper).items() if name != "taxonomy"}
+    known |= dict.fromkeys(GROUPS, dict)
     if missing := [name for name in known if name not in table]:
         return f"expected {', '.join(missing)}, got no such field"
     if unknown := [name for name in table if name not in known]:
@@ -162,7 +168,20 @@ def _problem(table: object) -> str | None:
         return f"summary: expected <= {SUMMARY_LIMIT} characters, got {len(table['summary'])}"
     if table["status"] == "works" and not table["entry"]:
         return 'entry: expected "gossamer.module:object" in an entry that works, got ""'
+    try:
+        taxonomy = _folded(table)["taxonomy"]
+    except ValueError as error:
+        return str(error)
+    if not table["entry"] and taxonomy.hardware != ("none",):
+        return f"hardware: expected none in an entry without code, got {taxonomy.hardware}"
     return None
+
+
+def _folded(table: dict[str, Any]) -> dict[str, Any]:
+    """Fold the taxonomy's groups of one parsed entry into a record."""
+    taxonomy = from_table({group: table[group] for group in GROUPS})
+    rest = {name: value for name, value in table.items() if name not in GROUPS}
+    return rest | {"taxonomy": taxonomy}
 
 
 @cache
@@ -189,7 +208,11 @@ def papers() -> tuple[Paper, ...]:
 
 
 def find(
-    words: str | Iterable[str] = (), *, wing: str | None = None, status: str | None = None
+    words: str | Iterable[str] = (),
+    *,
+    wing: str | None = None,
+    status: str | None = None,
+    where: str = "",
 ) -> tuple[Paper, ...]:
     """Search the catalogue.
 
@@ -202,6 +225,9 @@ def find(
         Keep only this wing.
     status : str, optional
         Keep only papers of this status.
+    where : str, default=""
+        Conditions on the taxonomy, ``field=term`` or ``field!=term``, joined by commas; all must
+        be met. A field of several terms meets ``=`` if the term is among them.
 
     Returns
     -------
@@ -211,14 +237,17 @@ def find(
     Raises
     ------
     ValueError
-        If the wing or the status does not exist.
+        If the wing, the status, a field of the taxonomy or a term of it does not exist.
 
     Examples
     --------
     >>> from gossamer import catalog
     >>> [paper.slug for paper in catalog.find("tree search", wing="attention")]
     ['hip-attention']
+    >>> [paper.slug for paper in catalog.find(where="object=kv_cache, granularity=page")]
+    ['lserve', 'scbench', 'sparse-frontier']
     """
+    conditions = [_condition(text) for text in where.split(",")] if where.strip() else []
     for name, value, allowed in (("wing", wing, WINGS), ("status", status, STATUSES)):
         if value is not None and value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
@@ -228,12 +257,48 @@ def find(
         for paper in papers()
         if wing in (None, paper.wing)
         and status in (None, paper.status)
-        and all(needle in _searched(paper) for needle in needles)
+        and all(needle in searched(paper) for needle in needles)
+        and all((term in _terms(paper, name)) is wanted for name, term, wanted in conditions)
     )
 
 
-def _searched(paper: Paper) -> str:
-    """Join the fields that a search looks into."""
+def _condition(text: str) -> tuple[str, str, bool]:
+    """Parse ``field=term`` or ``field!=term`` into field, term and whether it is wanted."""
+    name, separator, term = (part.strip() for part in text.partition("="))
+    wanted = not name.endswith("!")
+    name = name.removesuffix("!").strip()
+    if not separator or name not in TERMS:
+        raise ValueError(
+            f"where: expected FIELD=TERM with a FIELD of {', '.join(TERMS)}, got {text!r}"
+        )
+    if term not in TERMS[name]:
+        raise ValueError(f"where: expected {name}= one of {', '.join(TERMS[name])}, got {term!r}")
+    return name, term, wanted
+
+
+def _terms(paper: Paper, name: str) -> tuple[str, ...]:
+    value = getattr(paper.taxonomy, name)
+    return value if name in SEVERAL else (value,)
+
+
+def searched(paper: Paper) -> str:
+    """Return the text that `find` looks into, its case folded.
+
+    Parameters
+    ----------
+    paper : Paper
+
+    Returns
+    -------
+    str
+        Slug, title, summary and the five words, a line each.
+
+    Examples
+    --------
+    >>> from gossamer import catalog
+    >>> "tree search" in catalog.searched(catalog.get("hip-attention"))
+    True
+    """
     five = (paper.score, paper.budget, paper.pattern, paper.schedule, paper.kernel)
     return _plain("\n".join((paper.slug, paper.title, paper.summary, *five)))
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli import bench, compare, papers, reproduce
+from gossamer.cli import bench, compare, lint, papers, report, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -16,9 +16,11 @@ app = typer.Typer(
 )
 app.command()(bench.bench)
 app.command()(compare.compare)
+app.command()(lint.lint)
 app.command()(papers.papers)
 app.command()(papers.show)
 app.command()(reproduce.reproduce)
+app.command()(report.report)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer import catalog
+from gossamer.catalog.taxonomy import SEVERAL, TERMS
 
 # Piped output keeps one paper a line, whole, for grep and less; rich would fold it at 80 columns.
 _PIPE_WIDTH = 1000
@@ -32,10 +33,18 @@ def papers(
     status: Annotated[
         str | None, typer.Option(help=f"Only this status: {', '.join(catalog.STATUSES)}.")
     ] = None,
+    where: Annotated[
+        str,
+        typer.Option(
+            metavar="FIELD=TERM,...",
+            help="Only papers of these terms of the taxonomy, such as "
+            f"object=kv_cache,mode!=static. Fields: {', '.join(TERMS)}.",
+        ),
+    ] = "",
     as_json: _Json = False,
 ) -> None:
     """List the papers of the catalogue, or those that match."""
-    found = catalog.find(words or (), wing=wing, status=status)
+    found = catalog.find(words or (), wing=wing, status=status, where=where)
     console = _console()
     if as_json:
         _print_json(console, [asdict(paper) for paper in found])
@@ -69,10 +78,18 @@ def show(
     for name, value in asdict(paper).items():
         if name == "arxiv" and value:
             value = f"https://arxiv.org/abs/{value}"
-        table.add_row(Text(name, style="cyan"), Text(str(value) or "-", overflow="fold"))
+        elif name == "taxonomy":
+            for field, terms in value.items():
+                _add_row(table, field, ", ".join(terms) if field in SEVERAL else terms)
+            continue
+        _add_row(table, name, str(value))
     _print_table(console, table)
     if paper.status == "works":
         console.print(f"Measure its claims here: gossamer reproduce {paper.slug}")
+
+
+def _add_row(table: Table, name: str, value: str) -> None:
+    table.add_row(Text(name, style="cyan"), Text(value or "-", overflow="fold"))
 
 
 def _console() -> Console:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 F = TypeVar("F", bound=Callable)
 LIBRARY = torch.library.Library("gossamer", "DEF")
@@ -24,6 +25,14 @@ def register(schema: str, run: Callable, fake: Callable) -> None:
     name = LIBRARY.define(schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gossamer::{name}", fake)
+
+
+def dispatched() -> bool:
+    """Return whether a call must go through torch's dispatcher: it is being traced or counted.
+
+    The dispatcher costs as much as a small product, which is why some kernels go round it.
+    """
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 def constant(function: F) -> F:

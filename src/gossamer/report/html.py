@@ -10,25 +10,27 @@ try:
 except ImportError as error:
     raise ImportError("pages need jinja2: pip install 'gossamer[report]'") from error
 
-from gossamer.report.plots import PALETTE, compare_plots
+from gossamer.report.documents import Result
+from gossamer.report.drawing import PALETTE
+from gossamer.report.plots import compare_plots
+from gossamer.report.ratio_plots import evidence_plots, figures_plots
 from gossamer.report.tables import (
+    CLAIM_HEADINGS,
     DENSE,
+    FIGURE_HEADINGS,
     HEADINGS,
-    MISSING,
     STOCK,
-    change,
-    claim_verdict,
+    claim_rows,
     compare_rows,
     decode_limit,
     evidence_setting,
-    figure,
+    figure_rows,
+    figures_setting,
     perplexity_change,
-    share,
-    size,
-    speedup,
     title,
     verdict,
 )
+from gossamer.report.words import MISSING, change, share, size, speedup
 from gossamer.reproduce import Evidence
 
 QUALITY_BOUND = 0.03  # relative rise of perplexity that still counts as dense quality
@@ -75,9 +77,67 @@ def compare_page(document: Mapping[str, Any]) -> str:
     >>> "<svg" in page, "http-equiv" in page, "<script" in page
     (True, False, False)
     """
+    return _render("compare.html.j2", {"title": title(document), "view": _comparison(document)})
+
+
+def report_page(results: Sequence[Result], left_out: Sequence[str] = ()) -> str:
+    """Render any results as one self-contained page: every figure in a table, and as a plot.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        In the order to show, as `gossamer.report.documents.gather` returns them.
+    left_out : sequence of str, default ()
+        What was found and is not shown, with the reason, one line each.
+
+    Returns
+    -------
+    str
+        HTML. The same results always give the same text.
+
+    Examples
+    --------
+    >>> "0 results" in report_page([])
+    True
+    """
+    sections = [_section(result, f"result-{n}") for n, result in enumerate(results, start=1)]
+    values = {"title": "Claims and measurements", "sections": sections, "left_out": left_out}
+    return _render("report.html.j2", values)
+
+
+def _section(result: Result, anchor: str) -> dict[str, Any]:
+    """What the template shows of one result; ids inside its drawings begin with the anchor."""
+    section: dict[str, Any] = {"anchor": anchor, "name": result.name, "kind": result.kind}
+    if isinstance(result.content, Evidence):
+        evidence = result.content
+        holding = "good" if evidence.holds else "bad"
+        return section | {
+            "short": verdict(evidence),
+            "tone": holding,
+            "headings": CLAIM_HEADINGS,
+            "rows": claim_rows(evidence),
+            "plots": evidence_plots(evidence, anchor),
+            "setting": f"{evidence_setting(evidence)}; {evidence.machine}",
+        }
+    document = result.content
+    if result.kind == "comparison":
+        methods = f"{len(document['rows'])} methods"
+        return section | {"short": methods, "tone": "", "view": _comparison(document, anchor)}
+    missed = sum(row.get("holds") is False for row in document["figures"])
+    barred = sum(row.get("holds") is not None for row in document["figures"])
+    return section | {
+        "short": f"{barred - missed} of {barred} bars reached" if barred else "no bars",
+        "tone": "bad" if missed else "good",
+        "headings": FIGURE_HEADINGS,
+        "rows": figure_rows(document),
+        "plots": figures_plots(document, anchor),
+        "setting": figures_setting(document),
+    }
+
+
+def _comparison(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     rows, footnotes = compare_rows(document)
-    values = {
-        "title": title(document),
+    return {
         "complete": document.get("complete", True),
         "settings": _settings(document),
         "highlights": _highlights(document["rows"]),
@@ -86,30 +146,8 @@ def compare_page(document: Mapping[str, Any]) -> str:
         "rows": rows,
         "footnotes": footnotes,
         "limit": decode_limit(document),
-        "plots": compare_plots(document),
+        "plots": compare_plots(document, prefix),
     }
-    return _render("compare.html.j2", values)
-
-
-def evidence_page(evidences: Sequence[Evidence]) -> str:
-    """Render reproductions as one self-contained page: every claim, its figure and ours.
-
-    Parameters
-    ----------
-    evidences : sequence of Evidence
-        In the order to show.
-
-    Returns
-    -------
-    str
-        HTML.
-
-    Examples
-    --------
-    >>> "0 papers" in evidence_page([])
-    True
-    """
-    return _render("evidence.html.j2", {"title": "Claims and measurements", "evidences": evidences})
 
 
 def _render(template: str, values: Mapping[str, Any]) -> str:
@@ -120,13 +158,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        palette=PALETTE,
-        figure=figure,
-        verdict=verdict,
-        claim_verdict=claim_verdict,
-        evidence_setting=evidence_setting,
-    )
+    environment.globals.update(palette=PALETTE)
     return environment.get_template(template).render(values)
 
 

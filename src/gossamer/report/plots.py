@@ -1,50 +1,25 @@
-"""The plots of a comparison, as SVG that takes its colours and its type from the page.
+"""The plots of a comparison, as SVG that takes its colours and its type from the page."""
 
-Text stays text and every colour is a CSS variable with a printed fallback, so one drawing serves
-light and dark pages. The same document always gives the same bytes.
-"""
-
-import io
-import re
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-try:
-    import matplotlib
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
-except ImportError as error:
-    raise ImportError("plots need matplotlib: pip install 'gossamer[report]'") from error
-
-from gossamer.report.tables import (
-    DENSE,
-    STOCK,
-    change,
-    milliseconds,
-    perplexity_change,
-    seconds,
-    share,
-    speedup,
+from gossamer.report.drawing import (
+    BAR,
+    PALETTE,
+    ROOM,
+    WIDTH,
+    Axes,
+    Figure,
+    Plot,
+    bare,
+    columns,
+    frame,
+    style,
+    svg,
 )
+from gossamer.report.tables import DENSE, STOCK, perplexity_change
+from gossamer.report.words import change, milliseconds, seconds, share, speedup
 
-# CSS variable -> the light page's value, which matplotlib draws with
-PALETTE = {
-    "page": "#fdfdfc",
-    "ink": "#1d2430",
-    "muted": "#697180",
-    "rule": "#dde1e6",
-    "stock": "#b4bcc8",
-    "dense": "#7d8a9c",
-    "sparse": "#12766c",
-    "search": "#d39a3c",
-}
-_WIDTH = 5.4  # inches
-_BAR = 0.56
-_ROOM = 1.55  # the longest bar's share of the width is 1 / _ROOM, the columns take the rest
-_COLUMNS = (0.84, 1.0)
 _STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # ticks of a relative change
 # where a point's name may stand: offset in points, alignment
 _SIDES = (
@@ -59,35 +34,15 @@ _SIDES = (
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A drawing and the words that stand for it.
-
-    Parameters
-    ----------
-    title : str
-        What it shows.
-    caption : str
-        How to read it.
-    description : str
-        The drawn values in words, for readers who do not see the drawing.
-    svg : str
-        One ``<svg>`` element.
-    """
-
-    title: str
-    caption: str
-    description: str
-    svg: str
-
-
-def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
+def compare_plots(document: Mapping[str, Any], prefix: str = "") -> tuple[Plot, ...]:
     """Draw a comparison: prefill, decode, quality against speed, and what was skipped.
 
     Parameters
     ----------
     document : mapping
         A results document of ``gossamer compare``.
+    prefix : str, default ""
+        Begins every id in the drawings, so that several comparisons may share a page.
 
     Returns
     -------
@@ -101,7 +56,7 @@ def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
     ['Prefill']
     """
     rows = document["rows"]
-    with _style():
+    with style():
         plots = (
             _bars(
                 "Prefill",
@@ -110,6 +65,7 @@ def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
                 "prefill_seconds",
                 "prefill_speedup",
                 seconds,
+                prefix,
             ),
             _bars(
                 "Decode",
@@ -118,31 +74,12 @@ def compare_plots(document: Mapping[str, Any]) -> tuple[Plot, ...]:
                 "decode_ms_per_token",
                 "decode_speedup",
                 milliseconds,
+                prefix,
             ),
-            _quality(rows),
-            _skipped(rows),
+            _quality(rows, prefix),
+            _skipped(rows, prefix),
         )
     return tuple(plot for plot in plots if plot is not None)
-
-
-@contextmanager
-def _style() -> Generator[None, None, None]:
-    """Draw alike on every machine: the reader's own matplotlib settings wait outside."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.family": "sans-serif",
-                "font.size": 10,
-                "text.color": PALETTE["ink"],
-                "text.parse_math": False,
-                "xtick.color": PALETTE["muted"],
-                "ytick.color": PALETTE["ink"],
-                "axes.labelcolor": PALETTE["muted"],
-                "svg.fonttype": "none",
-            }
-        )
-        yield
 
 
 def _bars(
@@ -152,27 +89,28 @@ def _bars(
     name: str,
     speedup_name: str,
     word: Callable[[float | None], str],
+    prefix: str,
 ) -> Plot | None:
     drawn = [row for row in rows if row.get(name) is not None]
     if not drawn:
         return None
     values = [row[name] for row in drawn]
-    figure, axes = _frame([row["method"] for row in drawn])
-    axes.barh(range(len(drawn)), values, height=_BAR, color=[_colour(row) for row in drawn])
+    figure, axes = frame([row["method"] for row in drawn])
+    axes.barh(range(len(drawn)), values, height=BAR, color=[_colour(row) for row in drawn])
     for row in drawn:
         if row["method"] == STOCK:
             axes.vlines(row[name], -0.5, len(drawn) - 0.5, color=PALETTE["muted"], linewidth=0.8)
-    axes.set_xlim(0, max(values) * _ROOM or 1)
-    _columns(
+    axes.set_xlim(0, max(values) * ROOM or 1)
+    columns(
         axes,
         ("time", "vs stock"),
         [(word(row[name]), speedup(row.get(speedup_name))) for row in drawn],
     )
     words = "; ".join(f"{row['method']} {word(row[name])}" for row in drawn)
-    return Plot(title, caption, f"{title}: {words}.", _svg(figure, title))
+    return Plot(title, caption, f"{title}: {words}.", svg(figure, f"{prefix}{title}"))
 
 
-def _quality(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
+def _quality(rows: Sequence[Mapping[str, Any]], prefix: str) -> Plot | None:
     dense = next((row for row in rows if row["method"] == DENSE), {})
     points = [
         (row["decode_speedup"], worse, row)
@@ -182,9 +120,9 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
     ]
     if not points:
         return None
-    figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.add_subplot()
-    _bare(axes)
+    bare(axes)
     axes.tick_params(axis="both", which="both", length=0, labelsize=9, colors=PALETTE["muted"])
     axes.grid(color=PALETTE["rule"], linewidth=0.6)
     axes.set_axisbelow(True)
@@ -208,23 +146,23 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
         "Right is faster, down is better; on the line, perplexity equals dense attention's. "
         "The vertical scale is logarithmic beyond 1 %.",
         f"Decode speed-up and change of perplexity: {words}.",
-        _svg(figure, "quality"),
+        svg(figure, f"{prefix}quality"),
     )
 
 
-def _skipped(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
+def _skipped(rows: Sequence[Mapping[str, Any]], prefix: str) -> Plot | None:
     drawn = [row for row in rows if row.get("density") is not None]
     if not drawn:
         return None
-    figure, axes = _frame([row["method"] for row in drawn])
+    figure, axes = frame([row["method"] for row in drawn])
     for index, row in enumerate(drawn):
         search = row.get("selection_share")
-        height = _BAR / 2 if search else _BAR
+        height = BAR / 2 if search else BAR
         shift = height / 2 if search else 0
         axes.barh(index - shift, row["density"], height=height, color=_colour(row))
         axes.barh(index + shift, search or 0, height=height, color=PALETTE["search"])
-    axes.set_xlim(0, max(1, *(row["density"] for row in drawn)) * _ROOM)
-    _columns(
+    axes.set_xlim(0, max(1, *(row["density"] for row in drawn)) * ROOM)
+    columns(
         axes,
         ("density", "search"),
         [(share(row["density"]), share(row.get("selection_share"))) for row in drawn],
@@ -238,38 +176,14 @@ def _skipped(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
         "Share of all causal query-key pairs that attention computed and, in amber, "
         "the cost of choosing them.",
         f"Attention density and search: {words}.",
-        _svg(figure, "computed"),
+        svg(figure, f"{prefix}computed"),
     )
-
-
-def _frame(methods: Sequence[str]) -> tuple[Figure, Axes]:
-    """Return empty axes for horizontal bars, the first method on top."""
-    figure = Figure(figsize=(_WIDTH, 0.36 * (len(methods) + 1)), layout="constrained")
-    axes = figure.add_subplot()
-    _bare(axes)
-    axes.set_yticks(range(len(methods)), methods)
-    axes.set_ylim(len(methods) - 0.5, -1.2)
-    axes.tick_params(axis="both", length=0)
-    axes.set_xticks([])
-    return figure, axes
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.spines[:].set_visible(False)
-
-
-def _columns(axes: Axes, headings: tuple[str, str], values: Sequence[tuple[str, str]]) -> None:
-    """Write the values beside the bars in two columns, so that the eye can run down them."""
-    where = axes.get_yaxis_transform()
-    for x, heading, column in zip(_COLUMNS, headings, zip(*values, strict=True), strict=True):
-        axes.text(x, -0.8, heading, transform=where, ha="right", color=PALETTE["muted"], fontsize=9)
-        for y, value in enumerate(column):
-            axes.text(x, y, value, transform=where, ha="right", va="center_baseline")
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each point's name on the first side where it covers no point and no other name."""
+    from matplotlib.transforms import Bbox
+
     figure.draw_without_rendering()  # settles where the points are
     centres = axes.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox([centre - 6, centre + 6]) for centre in centres]
@@ -290,21 +204,3 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
 def _colour(row: Mapping[str, Any]) -> str:
     method = row["method"]
     return PALETTE[method if method in (STOCK, DENSE) else "sparse"]
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Write a figure as an element that can share a page with others."""
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    prefix = re.sub(r"\W+", "-", name.lower())
-    text = re.sub(r'( id="| xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r" font-family: [^;\"]*;?", "", text)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would reach the whole page
-    for variable, colour in PALETTE.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
-    return text

@@ -10,10 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer.inference import LayerReport
+from gossamer.report.words import (
+    MISSING,
+    change,
+    decimals,
+    divergence,
+    figure,
+    milliseconds,
+    perplexity,
+    seconds,
+    share,
+    size,
+    speedup,
+    superscript,
+)
 from gossamer.reproduce import Claim, Evidence
 
 STOCK, DENSE = "stock", "dense"
-MISSING = "\N{EN DASH}"
 
 _T = TypeVar("_T")
 _STYLES = {"plain": "", "better": "green", "worse": "yellow"}
@@ -25,6 +38,11 @@ class Cell:
 
     text: str
     tone: Literal["plain", "better", "worse"] = "plain"
+    small: str = ""  # a second line
+    folded: str = ""  # more of it, for who asks
+
+
+_HOLDS = {None: Cell(MISSING), True: Cell("yes", "better"), False: Cell("NO", "worse")}
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,8 @@ HEADINGS = (
     *("KL", "Top-1"),
     "Keys",
 )
+CLAIM_HEADINGS = ("Claim", "Paper", "Baseline", "Ours", "Criterion", "Holds")
+FIGURE_HEADINGS = ("Measured", "Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar", "Holds")
 
 
 def compare_rows(document: Mapping[str, Any]) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -157,6 +177,21 @@ def evidence_table(evidence: Evidence) -> Table:
     return table
 
 
+def claim_rows(evidence: Evidence) -> tuple[tuple[Cell, ...], ...]:
+    """Word the claims of a paper, one cell for each of `CLAIM_HEADINGS`."""
+    return tuple(
+        (
+            Cell(f"{number}. {claim.claim}", folded=claim.setting),
+            Cell(figure(claim.paper), small=claim.source),
+            Cell(figure(claim.baseline)),
+            Cell(figure(claim.ours)),
+            Cell(claim.criterion),
+            claim_verdict(claim),
+        )
+        for number, claim in enumerate(evidence.claims, start=1)
+    )
+
+
 def figures_table(document: Mapping[str, Any]) -> Table:
     """Lay out a kernel benchmark for the terminal.
 
@@ -169,28 +204,41 @@ def figures_table(document: Mapping[str, Any]) -> Table:
     -------
     rich.table.Table
     """
-    table = _table(
-        f"{document['suite'].capitalize()} kernels",
-        f"{document['machine']}, {document['threads']} threads, medians of "
-        f"{document['repeats']} interleaved rounds",
-    )
-    table.add_column("Measured", ratio=1)
-    for name in ("Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar"):
+    table = _table(f"{document['suite'].capitalize()} kernels", figures_setting(document))
+    table.add_column(FIGURE_HEADINGS[0], ratio=1)
+    for name in FIGURE_HEADINGS[1:]:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Holds", no_wrap=True)
-    for row in document["figures"]:
-        times = (row["milliseconds"], row["baseline_milliseconds"])
-        bar, holds = row["bar"], row["holds"]
-        table.add_row(
-            Text(row["name"]),
-            f"{row['density']:.3f}",
-            *(MISSING if ms is None else f"{ms:.2f}" for ms in times),
-            f"{row['ratio']:.2f}",
-            f"{row['spread']:.2f}",
-            MISSING if bar is None else f"{bar:.2f}",
-            MISSING if holds is None else "yes" if holds else "NO",
-        )
+    for row in figure_rows(document):
+        table.add_row(*(Text(cell.text, style=_STYLES[cell.tone]) for cell in row))
     return table
+
+
+def figure_rows(document: Mapping[str, Any]) -> tuple[tuple[Cell, ...], ...]:
+    """Word the ratios of a benchmark, one cell for each of `FIGURE_HEADINGS`."""
+    return tuple(
+        (
+            Cell(row["name"]),
+            Cell(decimals(row.get("density"), 3)),
+            Cell(decimals(row.get("milliseconds"), 2)),
+            Cell(decimals(row.get("baseline_milliseconds"), 2)),
+            Cell(decimals(row["ratio"], 2)),
+            Cell(decimals(row.get("spread"), 2)),
+            Cell(decimals(row.get("bar"), 2)),
+            _HOLDS[row.get("holds")],
+        )
+        for row in document["figures"]
+    )
+
+
+def figures_setting(document: Mapping[str, Any]) -> str:
+    """Say in one line how a benchmark was taken."""
+    threads, rounds = document.get("threads"), document.get("repeats", document.get("rounds"))
+    parts = (
+        document.get("machine"),
+        None if threads is None else f"{threads} thread{'s'[: threads != 1]}",
+        None if rounds is None else f"medians of {rounds} interleaved rounds",
+    )
+    return ", ".join(str(part) for part in parts if part)
 
 
 def layers_table(layers: Sequence[LayerReport]) -> Table:
@@ -268,82 +316,6 @@ def evidence_setting(evidence: Evidence) -> str:
     )
 
 
-def seconds(value: float | None) -> str:
-    """Word a duration given in seconds, for example ``12.3 s`` or ``840 ms``."""
-    if value is None:
-        return MISSING
-    return f"{_short(value)} s" if value >= 1 else milliseconds(value * 1e3)
-
-
-def milliseconds(value: float | None) -> str:
-    """Word a duration given in milliseconds."""
-    return MISSING if value is None else f"{_short(value)} ms"
-
-
-def speedup(value: float | None) -> str:
-    """Word a speed-up; below 1 is slower, and keeps its decimals."""
-    return MISSING if value is None else f"{_short(value)}x"
-
-
-def size(value: float | None) -> str:
-    """Word a number of bytes in binary units, for example ``360 MiB``."""
-    if value is None:
-        return MISSING
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{_short(value)} {unit}"
-        value /= 1024
-    return f"{_short(value)} GiB"
-
-
-def share(value: float | None) -> str:
-    """Word a share of 1 in per cent; only the whole is called 100 %, only nothing 0 %."""
-    if value is None:
-        return MISSING
-    if 0 < value < 1e-4:
-        return "<0.01 %"
-    if 0.999 < value < 1:
-        return ">99.9 %"
-    percent = f"{value * 100:.{2 if value < 0.01 else 1}f}"
-    return f"{percent.rstrip('0').rstrip('.')} %"
-
-
-def change(value: float | None) -> str:
-    """Word a relative change, for example ``+0.8 %``."""
-    if value is None:
-        return MISSING
-    words = f"{value * 100:+.{1 if abs(value) < 10 else 0}f} %"
-    return "0 %" if words in ("+0.0 %", "-0.0 %") else words
-
-
-def perplexity(value: float | None) -> str:
-    """Word a perplexity; beyond a thousand only its size matters."""
-    if value is None:
-        return MISSING
-    return f"{value:.2f}" if value < 1000 else f"{value:.3g}"
-
-
-def divergence(value: float | None) -> str:
-    """Word a Kullback-Leibler divergence in nats."""
-    if value is None:
-        return MISSING
-    if value == 0:
-        return "0"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def figure(value: float | str | None) -> str:
-    """Word a figure of a claim."""
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def superscript(number: int) -> str:
-    """Write a footnote number in superior digits."""
-    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def perplexity_change(row: Mapping[str, Any], dense: Mapping[str, Any]) -> float | None:
     """Return by how much a row's perplexity exceeds dense attention's, relative to it."""
     ours, base = row.get("perplexity"), dense.get("perplexity")
@@ -361,11 +333,6 @@ def _table(heading: str, footnotes: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-
-
-def _short(value: float) -> str:
-    """Keep three figures, two decimals at most."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _in_twos(items: Sequence[_T]) -> list[Sequence[_T]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gossamer.bench.machine import describe
+from gossamer.bench.machine import commit, describe
 from gossamer.errors import FormatError
 from gossamer.files import load_json
 
@@ -33,6 +33,7 @@ _EVIDENCE_TYPES = {
     "machine": str,
     "versions": dict,
     "error": str | None,
+    "commit": str,
 }
 
 
@@ -58,6 +59,8 @@ class Claim:
         Whether it is.
     setting : str, default=""
         Model, data and hyper-parameters of the measurement.
+    seeds : int, optional
+        How many seeds the figures are means over; None where that was not noted.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class Claim:
     criterion: str
     holds: bool
     setting: str = ""
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("paper", "baseline", "ours"):
@@ -94,6 +98,8 @@ class Claim:
             raise TypeError(
                 f"holds: expected a bool, got {type(self.holds).__name__}, try bool(...)"
             )
+        if self.seeds is not None and (type(self.seeds) is not int or self.seeds < 1):
+            raise TypeError(f"seeds: expected an int of at least 1 or None, got {self.seeds!r}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ class Evidence:
         Python and the packages that shape the numbers.
     error : str or None
         Why the run stopped early, None if it finished.
+    commit : str, default=""
+        Of the code that ran; "" where it is not a checkout, or was not noted.
     """
 
     slug: str
@@ -134,6 +142,7 @@ class Evidence:
     machine: str
     versions: dict[str, str]
     error: str | None = None
+    commit: str = ""
 
     @property
     def complete(self) -> bool:
@@ -274,7 +283,27 @@ def load(path: Path | str) -> Evidence:
     OSError
         If it cannot be read.
     """
-    document = load_json(path)
+    return parse(load_json(path), path)
+
+
+def parse(document: Any, path: Path | str) -> Evidence:
+    """Check one parsed document of ``gossamer reproduce``.
+
+    Parameters
+    ----------
+    document : JSON data
+    path : Path or str
+        Where it was read, for the message.
+
+    Returns
+    -------
+    Evidence
+
+    Raises
+    ------
+    FormatError
+        As `load` does.
+    """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise FormatError(path, f"expected evidence of schema {SCHEMA}, found something else")
     try:
@@ -303,6 +332,7 @@ def _evidence(
         machine=machine.summary(),
         versions=machine.versions,
         error=error,
+        commit=commit(),
     )
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import constant, register
+from gossamer.kernels.library import constant, dispatched, register
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.sparse_gemv import reference
 from gossamer.kernels.spmm import as_packed, check_dense
@@ -57,7 +57,7 @@ def sparse_gemv(
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
     way = _way(packed.density, len(vectors)) if chosen == "cpu" else "spread"
     # While a model decodes, PyTorch's dispatch would take as long as a small product.
-    run = torch.ops.gossamer.sparse_gemv if torch.compiler.is_compiling() else _sparse_gemv
+    run = torch.ops.gossamer.sparse_gemv if dispatched() else _sparse_gemv
     return run(_parts(packed, chosen, way), packed.shape[0], vectors, way, chosen)
 
 

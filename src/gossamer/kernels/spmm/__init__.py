@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import constant, register
+from gossamer.kernels.library import constant, dispatched, register
 from gossamer.kernels.packed import DTYPES, PackedWeight, pack
 from gossamer.kernels.spmm import reference
 from gossamer.kernels.validation import unit_stride
@@ -66,7 +66,7 @@ def spmm(
         bias = check_bias(bias, packed)
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
     batched = unit_stride(dense if dense.ndim == 3 else dense[None])
-    if chosen == "cpu" and not torch.compiler.is_compiling():  # dispatch costs a small product
+    if chosen == "cpu" and not dispatched():
         product = _multiply(packed.native_panels, packed.shape[0], batched, bias, low, high)
     else:
         product = torch.ops.gossamer.spmm(
