@@ -1,10 +1,16 @@
 """The atlas in a browser, opened from the disk: filters, search, address, keyboard, no script."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from gossamer import catalog
 
@@ -24,15 +30,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
     options = Options()
     options.binary_location = str(CHROMIUM)
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     environment = os.environ | {"SE_OFFLINE": "true"}
     driver = webdriver.Chrome(options, Service(DRIVER, env=environment))
     driver.set_page_load_timeout(60)
@@ -45,8 +47,13 @@ class Atlas:
 
     def __init__(self, browser, site: Path):
         self.browser, self.address = browser, (site / "atlas.html").as_uri()
-        browser.get("about:blank")
-        browser.get(self.address)
+        self.open()
+
+    def open(self, hash: str = "") -> None:
+        """Load the page anew and wait until its script has run."""
+        self.browser.get("about:blank")
+        self.browser.get(self.address + hash)
+        WebDriverWait(self.browser, 30).until(lambda _: self.find("#gs-filter").is_displayed())
 
     def choose(self, **values: str) -> None:
         """Set controls as a reader would, one input event each."""
@@ -86,15 +93,19 @@ def slugs(papers) -> list[str]:
 
 
 def test_all_papers_at_first_and_nothing_to_complain_of(browser, site: Path):
-    browser.get_log("browser")
+    browser.get_log("browser"), browser.get_log("performance")  # what the browser began with
     atlas = Atlas(browser, site)
     assert atlas.shown() == slugs(catalog.papers())
     assert atlas.count() == f"{TOTAL} papers"
     assert [entry["message"] for entry in browser.get_log("browser")] == []
-    loaded = browser.execute_script(
-        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
-    )
-    assert loaded and all(name.startswith("file:") for name in loaded)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert atlas.address in asked and len(asked) > 5
+    assert all(address.startswith(("file:", "about:", "data:")) for address in asked)
 
 
 def test_wings_and_statuses(atlas: Atlas):
@@ -127,6 +138,15 @@ def test_every_term_of_a_word_and_its_count(atlas: Atlas, word: str):
         assert label == f"{term} ({len(expected)})"
 
 
+@pytest.mark.parametrize("field", ["object", "granularity", "decided", "mode"])
+def test_every_term_of_the_taxonomy(atlas: Atlas, field: str):
+    for term in TERMS[field]:
+        expected = slugs(catalog.find(where=f"{field}={term}"))
+        if expected:
+            atlas.choose(**{field: term})
+            assert atlas.shown() == expected
+
+
 @pytest.mark.parametrize(
     "words", ["tree search", "N:M  backward", "D2iT", "ATTENTION", "beyond l1"]
 )
@@ -153,8 +173,7 @@ def test_the_address_keeps_the_filter(atlas: Atlas):
     atlas.choose(q="n:m")
     expected, kept = atlas.shown(), atlas.hash()
     assert kept == "#q=n%3Am&wing=training"
-    atlas.browser.get("about:blank")
-    atlas.browser.get(atlas.address + kept)
+    atlas.open(kept)
     assert atlas.shown() == expected == slugs(catalog.find("n:m", wing="training"))
     atlas.find("#gs-filter [type=reset]").click()
     atlas.browser.execute_async_script("setTimeout(arguments[0], 20)")
@@ -164,14 +183,11 @@ def test_the_address_keeps_the_filter(atlas: Atlas):
 
 @pytest.mark.parametrize("hash", ["#wing=kites", "#unknown=1", "#%E0%A4%A", "#hip-attention"])
 def test_an_unknown_address_shows_everything(atlas: Atlas, hash: str):
-    atlas.browser.get("about:blank")
-    atlas.browser.get(atlas.address + hash)
+    atlas.open(hash)
     assert atlas.shown() == slugs(catalog.papers())
 
 
 def test_keyboard_and_labels(atlas: Atlas):
-    from selenium.webdriver.common.keys import Keys
-
     controls = atlas.browser.find_elements("css selector", "#gs-filter :is(input, select, button)")
     names = [control.accessible_name for control in controls]
     assert names == [
@@ -211,8 +227,6 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, site: Path, page: str
 
 
 def test_the_search_of_the_site_works_from_the_disk(browser, site: Path):
-    from selenium.webdriver.support.ui import WebDriverWait
-
     browser.get((site / "index.html").as_uri())
     field = browser.find_element("css selector", ".md-search__input")
     browser.execute_script("arguments[0].focus()", field)

@@ -114,7 +114,7 @@ class Site:
             }
             for wing in catalog.WINGS
         ]
-        own = {"index.md", "data.md"}
+        own = {"index.md", "data.md", "methods.md"}  # the last is for readers of the repository
         guides = sorted(
             path.name for path in (self.root / "docs").glob("*.md") if path.name not in own
         )
