@@ -3,10 +3,12 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from gossamer.catalog.lint import Finding, check, clean
+from gossamer.catalog import Taxonomy
+from gossamer.catalog.lint import EXTREME_DENSITY, LEAST_ROUNDS, Finding, check, clean
 from gossamer.catalog.reports import LESSONS, Measured, Report, Statement, from_json
 
 HERE, DERIVED, PAPER = "measured_here", "derived", "paper"
@@ -194,3 +196,12 @@ def test_a_static_method_is_asked_for_shuffled_masks(good):
 def test_findings_are_plain_records():
     assert clean((Finding("warning", "L1", "x"), Finding("note", "L2", "y")))
     assert not clean((Finding("error", "L1", "x"),))
+
+
+def test_the_docs_name_every_lesson_and_field():
+    page = (Path(__file__).parents[2] / "docs" / "lessons.md").read_text("utf-8")
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| L")]
+    assert tuple(rows) == LESSONS
+    assert not [name for name in Taxonomy.__dataclass_fields__ if f"`{name}`" not in page]
+    assert f"{LEAST_ROUNDS} rounds" in page and f"({EXTREME_DENSITY} or less)" in page
+    assert "our reading of the handbook's themes" in page
