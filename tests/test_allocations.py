@@ -2,10 +2,11 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.allocations import erdos_renyi, erk, uniform
+from gossamer.allocations import erdos_renyi, erk, shuffled, uniform
 
 cases = settings(max_examples=200, deadline=None)
 rules = st.sampled_from([uniform, erdos_renyi, erk])
@@ -99,3 +100,14 @@ def test_shapes_that_hold_no_matrix_are_refused(rule, shape):
     with pytest.raises(ValueError, match="positive sizes for 'bad'"):
         rule(shapes, 0.5)
     assert shapes == {"good": (4, 4), "bad": shape}
+
+
+def test_shuffling_keeps_the_number_and_moves_the_places():
+    mask = torch.arange(600).view(20, 30) < 60
+    generator = torch.Generator().manual_seed(0)
+    found = shuffled(mask, generator=generator)
+    assert found.shape == mask.shape and found.sum() == 60
+    assert 0 < (found & mask).sum() < 20, "about a tenth stays by chance"
+    assert not torch.equal(found, shuffled(mask, generator=generator))
+    with pytest.raises(TypeError, match="expected mask to be bool, got torch"):
+        shuffled(mask.float())

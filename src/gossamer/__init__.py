@@ -2,12 +2,14 @@
 
 ``gossamer.attention`` holds sparse attention for language models, ``gossamer.training`` training
 with sparse weights, ``gossamer.kernels`` the operations under both, ``gossamer.catalog`` the
-papers. The command is ``gossamer compare``.
+papers. `diagnose` tells real from simulated sparsity in a model. The command is
+``gossamer compare``.
 """
 
 from importlib.metadata import version
 
 from gossamer import attention, kernels, training
+from gossamer.bench.diagnosis import diagnose
 
-__all__ = ["__version__", "attention", "kernels", "training"]
+__all__ = ["__version__", "attention", "diagnose", "kernels", "training"]
 __version__ = version("gossamer")

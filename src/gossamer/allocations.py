@@ -3,11 +3,14 @@
 Each function takes the layers' weight shapes and the density of all their weights together, and
 returns a density for every layer. The layer sizes times their densities add up to the budget, and
 every density is in (0, 1]: a layer that would need more than its size becomes dense and the rest
-is solved again.
+is solved again. `shuffled` draws another mask of the same allocation.
 """
 
 from collections.abc import Callable, Mapping
 from math import prod
+
+import torch
+from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -85,6 +88,36 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
     1.0
     """
     return _proportional(shapes, density, lambda shape: sum(shape) / prod(shape), 2)
+
+
+def shuffled(mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Keep as many as a mask does, anywhere: what the allocation alone is worth.
+
+    Parameters
+    ----------
+    mask : bool Tensor, any shape
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    bool Tensor
+        Of the mask's shape and device.
+
+    Raises
+    ------
+    TypeError
+        If the mask is not bool.
+
+    Examples
+    --------
+    >>> int(shuffled(torch.arange(10).view(2, 5) < 3).sum())
+    3
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected mask to be bool, got {mask.dtype}")
+    order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+    return mask.flatten()[order].view(mask.shape)
 
 
 def _proportional(

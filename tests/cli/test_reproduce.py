@@ -54,6 +54,13 @@ def test_a_claim_that_holds_exits_0_and_shows_both_figures(papers):
         assert words in result.stdout
 
 
+def test_flaws_of_the_evidence_go_to_stderr(papers):
+    papers("a_holds", "e_holds")
+    result = invoke("all", "--json")
+    assert "a-holds: L9: claim 1: expected a setting in words" in result.stderr
+    assert "L9" not in result.stdout
+
+
 def test_a_claim_that_fails_exits_1_and_says_no(papers):
     papers("b_fails")
     result = invoke("b-fails")

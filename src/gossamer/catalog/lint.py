@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gossamer.catalog.reports import Report, Row, Statement
+from gossamer.catalog.reports import LESSONS, Report, Row, Statement
 
 Severity = Literal["error", "warning", "note"]
 NEAR = 0.05  # relative; how close two densities, or a figure and its ratio, count as one
@@ -65,8 +65,7 @@ def check(report: Report) -> tuple[Finding, ...]:
         By lesson; empty for a report that leaves nothing to say.
     """
     findings: list[Finding] = []
-    for rule in RULES:
-        lesson = f"L{rule.__name__.split('_')[1]}"
+    for lesson, rule in zip(LESSONS, RULES, strict=True):
         for severity, text in rule(report):
             if severity == "missing":
                 reason = report.reasons.get(lesson)

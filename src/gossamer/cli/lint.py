@@ -48,7 +48,10 @@ def lint(
 def _print(found: dict) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     for name, findings in found.items():
-        console.print(f"{name}: {len(findings) or 'no'} findings", style="bold")
+        count = (
+            f"{len(findings)} finding{'s'[: len(findings) > 1]}" if findings else "nothing to say"
+        )
+        console.print(f"{name}: {count}", style="bold", soft_wrap=True)
         table = Table.grid(padding=(0, 2))
         for finding in findings:
             severity = Text(finding.severity, style=_STYLES[finding.severity])

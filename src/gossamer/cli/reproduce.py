@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from gossamer.files import save_json
+from gossamer.report.lint import check_evidence
 from gossamer.report.tables import evidence_table
 from gossamer.reproduce import Evidence, available, run, stopped, validate
 
@@ -27,6 +28,8 @@ def reproduce(
     ] = None,
 ) -> None:
     """Measure a paper's claims here: its figure, ours, the criterion, and whether it holds.
+
+    What `gossamer lint` would call an error in the evidence goes to stderr.
 
     Exits 0 if every claim holds, 1 if one does not, 2 on bad input, 130 if interrupted.
     """
@@ -49,6 +52,9 @@ def reproduce(
         found.append(evidence)
         if not as_json:
             Console().print(evidence_table(evidence))
+        for finding in check_evidence(evidence):
+            if finding.severity == "error" and evidence.complete:
+                log.print(f"{name}: {finding.lesson}: {finding.text}", style="red", markup=False)
         if out is not None and evidence.complete:  # an older complete file outlives a failure
             try:
                 save_json(out / f"{name}.json", evidence.to_json())

@@ -11,7 +11,7 @@ from gossamer.errors import FormatError
 from gossamer.files import load_json
 from gossamer.reproduce import Claim, Evidence, load
 
-_SPEED = re.compile(r"\b(faster|speed-?ups?|times? as fast)\b", re.IGNORECASE)
+_SPEED = re.compile(r"\b(faster|speed-?ups?|as fast|quicker)\b", re.IGNORECASE)
 _ENERGY = re.compile(r"\b(energy|joules?|watts?)\b", re.IGNORECASE)
 _NOTHING = ("", "nan", "inf", "-inf")
 
@@ -80,11 +80,10 @@ def _findings(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _of_claim(claim: Claim, slug: str) -> Iterator[Finding]:
-    for name in ("claim", "criterion", "setting"):
-        if len(getattr(claim, name).split()) < 2:
-            yield Finding(
-                "error", "L9", f"expected a {name} in words, got {getattr(claim, name)!r}"
-            )
+    for name, least in (("claim", 2), ("criterion", 1), ("setting", 2)):
+        value = getattr(claim, name)
+        if len(re.findall(r"\w+", value)) < least:
+            yield Finding("error", "L9", f"expected a {name} in words, got {value!r}")
     if claim.paper is not None and not claim.source.strip():
         yield Finding("error", "L10", f"{claim.paper!r} is quoted from nowhere")
     if claim.ours is None or str(claim.ours).strip().lower() in _NOTHING:
