@@ -17,8 +17,8 @@ struct SetAttentionArgs {
     const uint8_t *repeated;      // [sets, size]
     int64_t sets, size, heads, dim;
     float scale;
-    TokenView out;                                // forward
-    TokenView grad;                               // backward, read only: of the output
+    TokenView out;                               // forward
+    TokenView grad;                              // backward, read only: of the output
     TokenView query_grad, key_grad, value_grad;  // backward
     int threads;
 };

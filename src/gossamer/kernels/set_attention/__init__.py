@@ -162,9 +162,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 @once_differentiable
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.gossamer.set_attention_backward(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.impl
-    )
+    grads = torch.ops.gossamer.set_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.impl)
     return *grads, None, None, None, None
 
 

@@ -87,7 +87,8 @@ void transpose_panel(int64_t count, int64_t columns, const float *rows, float *o
     for (int64_t i = 0; i < count; i += W)
         for (int64_t j = 0; j < columns; j += W) {
             Vec block[W];
-            for (int lane = 0; lane < W; ++lane) block[lane] = load(rows + (i + lane) * columns + j);
+            for (int lane = 0; lane < W; ++lane)
+                block[lane] = load(rows + (i + lane) * columns + j);
             transpose(block);
             for (int lane = 0; lane < W; ++lane) store(out + (j + lane) * columns + i, block[lane]);
         }
@@ -99,8 +100,8 @@ struct Panels {
         : width(round_up(a.dim, W)),
           most(round_up(a.size, W)),
           scratch(static_cast<size_t>((backward ? 4 : 1) * (most * most + 16) * 4 +
-                                      (backward ? 8 : 4) * (most * width + 16) * 4 +
-                                      most * 8 + 1024)),
+                                      (backward ? 8 : 4) * (most * width + 16) * 4 + most * 8 +
+                                      1024)),
           tokens(scratch.take<int64_t>(most)),
           scores(square()),
           left(panel()),
