@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from gossamer.kernels.backend import Impl
@@ -160,6 +159,7 @@ class DSVT(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> config = DSVTConfig(shape=(40, 40, 1), channels=16, heads=2, hidden=32)
     >>> cells = torch.randperm(1600)[:200]
     >>> coords = torch.stack([0 * cells, 0 * cells, cells // 40, cells % 40], 1)

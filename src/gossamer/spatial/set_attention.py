@@ -18,8 +18,8 @@ ORDERS: tuple[Order, ...] = ("y", "x")
 class SetAttention(nn.Module):
     """A transformer layer whose attention stays inside sets of voxels.
 
-    ``h = LN(x + attention(x))``, ``layer(x) = LN(h + FFN(h))``: normalisation comes last, and queries
-    and keys carry positions while values do not.
+    ``h = LN(x + attention(x))``, ``layer(x) = LN(h + FFN(h))``: normalisation comes last. Queries
+    and keys carry positions, values do not.
 
     Parameters
     ----------

@@ -134,7 +134,8 @@ def voxelize(
     scene = torch.repeat_interleave(lengths)
     low, high = together.new_tensor(range).reshape(2, 3)
     size = together.new_tensor(voxel_size)
-    shape = tuple(round((b - a) / s) for a, b, s in zip(range[:3], range[3:], voxel_size))
+    sides = zip(range[:3], range[3:], voxel_size, strict=True)
+    shape = tuple(round((upper - lower) / by) for lower, upper, by in sides)
     place = together[:, :3]
     # The second test drops what rounds up to the upper face.
     cell = ((place - low) / size).floor()
