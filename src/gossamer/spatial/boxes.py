@@ -66,7 +66,7 @@ def bev_iou(first: Tensor, second: Tensor) -> Tensor:
     """
     a, b = first.double(), second.double()
     p, q = corners(a)[:, None], corners(b)[None]  # [K, 1, 4, 2], [1, M, 4, 2]
-    pairs = len(a), len(b), -1, 2
+    grid = len(a), len(b)
     edge_p, edge_q = p.roll(-1, -2) - p, q.roll(-1, -2) - q
     between = q[..., None, :, :] - p[..., :, None, :]  # [K, M, 4, 4, 2]
     u, v = edge_p[..., :, None, :], edge_q[..., None, :, :]
@@ -76,11 +76,9 @@ def bev_iou(first: Tensor, second: Tensor) -> Tensor:
     crossing = p[..., :, None, :] + along[..., None] * u
     meets = (cross != 0) & (along >= 0) & (along <= 1) & (other >= 0) & (other <= 1)
     points = torch.cat(
-        [p.expand(pairs), q.expand(pairs), crossing.expand(*meets.shape, 2).reshape(pairs)], 2
+        [p.expand(*grid, 4, 2), q.expand(*grid, 4, 2), crossing.reshape(*grid, 16, 2)], 2
     )
-    there = torch.cat(
-        [_inside(p, b[None]).expand(pairs[:3]), _inside(q, a[:, None]), meets.flatten(2)], 2
-    )
+    there = torch.cat([_inside(p, b[None]), _inside(q, a[:, None]), meets.flatten(2)], 2)
     number = there.sum(-1, keepdim=True)
     mean = (points * there[..., None]).sum(2, keepdim=True) / number.clamp(min=1)[..., None]
     rest = (points - mean) * there[..., None]

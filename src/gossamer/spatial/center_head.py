@@ -40,6 +40,8 @@ class CenterHead(nn.Module):
     Parameters
     ----------
     channels, classes : int
+    width : int
+        Channels inside (the paper's network: 64).
     corner : (float, float)
         x and y of the grid's lower corner, metres.
     cell : float
@@ -54,19 +56,25 @@ class CenterHead(nn.Module):
     """
 
     def __init__(
-        self, channels: int, classes: int, *, corner: tuple[float, float], cell: float
+        self,
+        channels: int,
+        classes: int,
+        *,
+        corner: tuple[float, float],
+        cell: float,
+        width: int = 64,
     ) -> None:
         super().__init__()
         if cell <= 0:
             raise ValueError(f"expected a positive cell, got {cell}")
         self.corner, self.cell = corner, cell
         self.shared = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
             nn.ReLU(),
         )
-        self.heat = nn.Conv2d(channels, classes, 1)
-        self.box = nn.Conv2d(channels, REGRESSED, 1)
+        self.heat = nn.Conv2d(width, classes, 1)
+        self.box = nn.Conv2d(width, REGRESSED, 1)
         nn.init.constant_(self.heat.bias, -2.19)  # pyright: ignore[reportArgumentType]  (p = 0.1)
 
     def forward(self, features: Tensor) -> CenterMaps:

@@ -46,7 +46,7 @@ class DetectorConfig:
 
 
 class PillarEncoder(nn.Module):
-    """Features of occupied pillars from their points: two layers, each followed by a maximum.
+    """Features of occupied pillars from their points: one layer, and the maximum over the points.
 
     A point is its coordinates, its offset from the mean of its pillar's points, and its offset from
     the pillar's centre.
@@ -62,8 +62,8 @@ class PillarEncoder(nn.Module):
     def __init__(self, channels: int, *, pillar: float, range: tuple[float, ...]) -> None:
         super().__init__()
         self.pillar, self.range = pillar, range
-        self.first = _layer(nn.Linear(8, channels // 2, bias=False), nn.BatchNorm1d(channels // 2))
-        self.second = _layer(nn.Linear(channels, channels, bias=False), nn.BatchNorm1d(channels))
+        self.linear = nn.Linear(8, channels, bias=False)
+        self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, points: Tensor, found: Voxelized) -> Tensor:
         """Return [N, channels] for points [P, 3] and their pillars."""
@@ -75,9 +75,10 @@ class PillarEncoder(nn.Module):
         mean = found.voxels.features[owner]
         scale = points.new_tensor(self.range[3:])
         parts = points / scale, points - mean, (points[:, :2] - centre[owner]) / self.pillar
-        hidden = self.first(torch.cat(parts, 1))
-        hidden = torch.cat([hidden, _maximum(hidden, owner, len(cell))[owner]], 1)
-        return _maximum(self.second(hidden), owner, len(cell))
+        features = self.norm(self.linear(torch.cat(parts, 1))).relu()
+        rows = owner[:, None].expand_as(features)
+        most = features.new_zeros(len(cell), features.shape[1])
+        return most.scatter_reduce(0, rows, features, "amax", include_self=False)
 
 
 class PillarDetector(nn.Module):
@@ -102,11 +103,12 @@ class PillarDetector(nn.Module):
         self.encoder = PillarEncoder(config.channels, pillar=config.pillar, range=config.range)
         self.backbone = None if config.backbone is None else DSVT(config.backbone)
         width = config.width
-        self.near = _convolutions(config.channels, width, stride=1)
+        self.narrow = nn.Linear(config.channels, width)
+        self.near = _convolutions(width, width, stride=1)
         self.far = _convolutions(width, 2 * width, stride=2)
         self.widen = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2))
         self.head = CenterHead(
-            2 * width, config.classes, corner=config.range[:2], cell=config.pillar
+            width, config.classes, corner=config.range[:2], cell=config.pillar, width=width
         )
 
     def pillars(self, points: Sequence[Tensor]) -> Voxels:
@@ -121,17 +123,15 @@ class PillarDetector(nn.Module):
         voxels = self.pillars(points)
         if self.backbone is not None:
             voxels = self.backbone(voxels)
-        near = self.near(voxels.dense().flatten(1, 2))
-        return self.head(torch.cat([near, self.widen(self.far(near))], 1))
+        near = self.near(
+            replace(voxels, features=self.narrow(voxels.features)).dense().flatten(1, 2)
+        )
+        return self.head(near + self.widen(self.far(near)))
 
     @torch.no_grad()
     def detect(self, points: Sequence[Tensor]) -> list[Boxes]:
         """Return the objects of each scene, best first."""
         return self.head.decode(self(points))
-
-
-def _layer(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Sequential:
-    return nn.Sequential(linear, norm, nn.ReLU())
 
 
 def _convolutions(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
@@ -140,10 +140,3 @@ def _convolutions(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
         layers.append(nn.Conv2d(channels, outputs, 3, step, padding=1, bias=False))
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _maximum(features: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Return the largest of each feature over the points of each pillar, [count, C]."""
-    rows = owner[:, None].expand_as(features)
-    empty = features.new_zeros(count, features.shape[1])
-    return empty.scatter_reduce(0, rows, features, "amax", include_self=False)

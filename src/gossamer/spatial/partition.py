@@ -98,9 +98,8 @@ def window_partition(coords: Tensor, shape: Size, window: Size, shift: Size = (0
     size = coords.new_tensor(window[::-1])
     shifted = place + coords.new_tensor(shift[::-1])
     ids = coords[:, 0]
-    for at, cells, width in zip(
-        (shifted // size).unbind(1), shape[::-1], window[::-1], strict=True
-    ):
+    places = (shifted // size).unbind(1)
+    for at, cells, width in zip(places, shape[::-1], window[::-1], strict=True):
         ids = ids * (-(-cells // width) + 1) + at
     return Windows(ids, shifted % size, window)
 
