@@ -107,8 +107,9 @@ class DSVTBlock(nn.Module):
         """Return [N, channels]; `offsets` [N, axes] are the places in windows for each layer."""
         steps = zip(self.orders, self.positions, self.layers, self.norms, offsets, strict=True)
         for order, position, layer, norm, offset in steps:
+            placed = position(offset.to(features.dtype))
             chosen = sets.y_major if order == "y" else sets.x_major
-            features = norm(features + layer(features, position(offset), chosen))
+            features = norm(features + layer(features, placed, chosen))
         return features
 
 
