@@ -3,6 +3,7 @@
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,13 @@ from gossamer.files import save_bytes
 LIMIT = 2**31 - 2**20  # bytes of weights that one protocol buffer holds beside the graph
 
 
-def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Path | str) -> None:
+def export_onnx(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    path: Path | str,
+    *,
+    dynamic_shapes: tuple[Any, ...] | None = None,
+) -> None:
     """Write a model as ONNX, for inference; sparse and packed layers become dense with zeros.
 
     ONNX has no operator for sparse weights that run times implement, so that zeros are stored and
@@ -24,9 +31,11 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Pa
     model : Module
         Exported in evaluation mode.
     example : Tensor or tuple of Tensor
-        Its inputs; the file takes inputs of the same shapes and types.
+        Its inputs; the file takes inputs of the same types and, by default, shapes.
     path : Path or str
         Replaced in one step.
+    dynamic_shapes : tuple, optional
+        Sizes that may differ from the example's, as `torch.export.export` takes them.
 
     Raises
     ------
@@ -54,7 +63,9 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: Pa
     with warnings.catch_warnings():
         # PyTorch's exporter copies a class of its own that it deprecates.
         warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
-        program = torch.onnx.export(dense, inputs, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            dense, inputs, dynamo=True, verbose=False, dynamic_shapes=dynamic_shapes
+        )
     if program is None:
         raise ValueError("expected PyTorch to return the exported model, got None")
     save_bytes(path, [program.model_proto.SerializeToString()])

@@ -2,6 +2,7 @@
 
 from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
+from gossamer.kernels.balanced_sets import balanced_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.block_spmm import block_spmm
 from gossamer.kernels.depthwise_conv import depthwise_conv
@@ -13,6 +14,7 @@ from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
 from gossamer.kernels.random_walks import WalkGraph, Walks, random_walks, trace_walks
 from gossamer.kernels.sddmm import sddmm
+from gossamer.kernels.set_attention import set_attention
 from gossamer.kernels.sparse_gemv import sparse_gemv
 from gossamer.kernels.sparse_linear import sparse_linear
 from gossamer.kernels.sparse_weight import SparsePattern, SparseWeight
@@ -33,6 +35,7 @@ __all__ = [
     "WalkGraph",
     "Walks",
     "activation_sparse_matmul",
+    "balanced_sets",
     "block_sparse_attention",
     "block_sparse_state",
     "block_spmm",
@@ -47,6 +50,7 @@ __all__ = [
     "paged_dot",
     "random_walks",
     "sddmm",
+    "set_attention",
     "soft_votes",
     "sparse_gemv",
     "sparse_linear",

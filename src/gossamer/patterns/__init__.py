@@ -15,6 +15,7 @@ from gossamer.patterns.attention import (
     TokenPattern,
     Window,
 )
+from gossamer.patterns.token_sets import TokenSets
 from gossamer.patterns.weights import NM, Block, Channel, Unstructured, WeightPattern
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Diagonal",
     "StripePattern",
     "TokenPattern",
+    "TokenSets",
     "Unstructured",
     "WeightPattern",
     "Window",
