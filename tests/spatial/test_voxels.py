@@ -107,7 +107,7 @@ def test_bad_input_is_named(row):
 def test_wrong_voxels_are_named():
     with pytest.raises(ValueError, match=r"coords \[N, 4\], got \[2, 3\] and \[1, 4\]"):
         Voxels(torch.zeros(2, 3), torch.zeros(1, 4).long(), (1, 1, 1))
-    with pytest.raises(TypeError, match="coords to be int64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"coords to be int64, got torch\.float32"):
         Voxels(torch.zeros(1, 3), torch.zeros(1, 4), (1, 1, 1))
     with pytest.raises(ValueError, match="shape to be three integers >= 1"):
         Voxels(torch.zeros(1, 3), torch.zeros(1, 4).long(), (1, 0, 1))
