@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ BASELINES = {
 }
 
 
+@cache
 def modules(source: Path = SOURCE) -> dict[str, Path]:
     """Every module by its dotted name."""
     found = {}
@@ -73,6 +75,7 @@ def imported(tree: ast.Module, package: str, known: set[str]) -> Iterator[str]:
         yield from (name for name in names if name.partition(".")[0] == "gossamer")
 
 
+@cache
 def edges(source: Path = SOURCE) -> set[tuple[str, str]]:
     """Pairs of a module and one that it imports."""
     found = modules(source)
@@ -104,6 +107,7 @@ def wrong(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
     )
 
 
+@cache
 def methods() -> set[str]:
     """The modules that hold methods: entries of the catalogue, and baselines."""
     found = modules()
