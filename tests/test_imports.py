@@ -18,12 +18,12 @@ FLOORS = (
     ("budgets",),
     ("kernels",),
     ("layers",),
-    ("adapters",),  # file formats and other people's tensors
+    ("formats",),  # the adapters below: files that wings read and write
     (
         *("attention", "training", "compression", "conditional", "inference", "estimators"),
         *("imaging", "spatial", "dynamics", "graphs", "decisions"),
     ),
-    ("adapters.transformers",),  # a model's layers, which it hands to attention's base
+    ("adapters",),  # other people's models and environments, which meet a wing's base
     ("models",),
     ("data",),
     ("catalog",),
@@ -34,6 +34,7 @@ FLOORS = (
     ("cli",),
     ("", "__main__"),  # the names a user sees
 )
+FORMATS = ("compressed_tensors", "dense_copy", "onnx", "safetensors", "tensor_file")
 WINGS = next(floor for floor in FLOORS if "attention" in floor)
 
 # Doors that a wing opens upwards: imported when the user calls, never when the wing is imported.
@@ -88,10 +89,9 @@ def edges(source: Path = SOURCE) -> set[tuple[str, str]]:
 
 
 def room(module: str) -> str:
-    """The room of a module: the longest one that the table knows."""
-    rest = module.removeprefix("gossamer").removeprefix(".")
-    rooms = [name for floor in FLOORS for name in floor if f"{rest}.".startswith(f"{name}.")]
-    return max(rooms, key=len) if rest and rooms else rest.partition(".")[0]
+    """The room of a module: the first name below the library, or "formats"."""
+    _, name, inner, *_ = [*module.split("."), "", ""]
+    return "formats" if name == "adapters" and inner in FORMATS else name
 
 
 def floor(module: str) -> int:
