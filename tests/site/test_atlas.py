@@ -94,7 +94,8 @@ def slugs(papers) -> list[str]:
 
 
 def test_all_papers_at_first_and_nothing_to_complain_of(browser, site: Path):
-    browser.get_log("browser"), browser.get_log("performance")  # what the browser began with
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # forgets what the browser began with
     atlas = Atlas(browser, site)
     assert atlas.shown() == slugs(catalog.papers())
     assert atlas.count() == f"{TOTAL} papers"

@@ -158,8 +158,8 @@ class Site:
         package = _package(wing)
         shown = {row.paper.entry for row in self._of(wing)}
         public = [
-            (name, summary(item), Markup(reference(f"{package.__name__}.{name}", item, level=0)))
-            for name, item in (_public(package).items() if package else ())
+            (name, summary(item), Markup(reference(f"gossamer.{wing}.{name}", item, level=0)))
+            for name, item in (_public(package) if package else {}).items()
             if f"gossamer.{wing}:{name}" not in shown
         ]
         return self._opening(wing) + _render("wing.md.j2", rows=self._of(wing), public=public)
