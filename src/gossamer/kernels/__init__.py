@@ -15,6 +15,7 @@ from gossamer.kernels.sddmm import sddmm
 from gossamer.kernels.sparse_gemv import sparse_gemv
 from gossamer.kernels.sparse_linear import sparse_linear
 from gossamer.kernels.sparse_weight import SparsePattern, SparseWeight
+from gossamer.kernels.sparsegpt_sweep import Sweep, sparsegpt_sweep
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
@@ -28,6 +29,7 @@ __all__ = [
     "PackedWeight",
     "SparsePattern",
     "SparseWeight",
+    "Sweep",
     "TreeSearch",
     "activation_sparse_matmul",
     "block_sparse_attention",
@@ -46,6 +48,7 @@ __all__ = [
     "soft_votes",
     "sparse_gemv",
     "sparse_linear",
+    "sparsegpt_sweep",
     "spmm",
     "stripe_search",
     "top_indices",

@@ -131,6 +131,19 @@ struct DepthwiseConvArgs {
     int threads;
 };
 
+// One block of columns of a weight; kernels/sparsegpt_sweep describes the tensors.
+struct SparsegptSweepArgs {
+    float *weight;        // [rows, width]
+    const float *factor;  // [width, width]
+    uint8_t *mask;        // [rows, width]
+    float *errors;        // [rows, width], contiguous
+    float *loss;          // [rows]
+    int64_t rows, width;
+    int64_t weight_row, factor_row, mask_row;  // strides in elements
+    int64_t n, m;                              // m == 0: the mask is given
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -143,5 +156,6 @@ struct DepthwiseConvArgs {
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \
+    entry(sparsegpt_sweep, SparsegptSweepArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

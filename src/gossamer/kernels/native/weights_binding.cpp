@@ -200,6 +200,26 @@ void depthwise_conv(const Array &image, const Array &weight, const Array &out,
     active_kernels().depthwise_conv(a);
 }
 
+void sparsegpt_sweep(const Array &weight, const Array &factor, const Array &mask,
+                     const Array &errors, const Array &loss, int64_t n, int64_t m, int threads) {
+    SparsegptSweepArgs a{};
+    a.weight = static_cast<float *>(weight.data());
+    a.factor = tensor<float>(factor);
+    a.mask = static_cast<uint8_t *>(mask.data());
+    a.errors = static_cast<float *>(errors.data());
+    a.loss = static_cast<float *>(loss.data());
+    a.rows = static_cast<int64_t>(weight.shape(0));
+    a.width = static_cast<int64_t>(weight.shape(1));
+    a.weight_row = weight.stride(0);
+    a.factor_row = factor.stride(0);
+    a.mask_row = mask.stride(0);
+    a.n = n;
+    a.m = m;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().sparsegpt_sweep(a);
+}
+
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
@@ -210,6 +230,7 @@ void bind_weights(nb::module_ &m) {
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);
     m.def("depthwise_conv", &depthwise_conv);
+    m.def("sparsegpt_sweep", &sparsegpt_sweep);
     m.def("activation_sparse_matmul", &activation_sparse_matmul);
 }
 
