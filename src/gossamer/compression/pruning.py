@@ -195,16 +195,17 @@ def _prune_layer(
         pruned = methods[-1].apply(layer, decision)
     except ValueError as error:
         raise ValueError(f"{layer.name}: {error}") from error
-    linear.weight.copy_(pruned)
-    kept = decision.mask
-    return LayerReport(
+    pruned, kept = pruned.to(linear.weight.dtype), decision.mask
+    report = LayerReport(
         layer.name,
         (kept.shape[0], kept.shape[1]),
         decision.pattern.density(kept),
         str(decision.pattern),
         int((kept & ~first.mask).sum()) / max(1, int(kept.sum())),
-        *_errors(layer, linear.weight.float()),
+        *_errors(layer, pruned.float()),
     )
+    linear.weight.copy_(pruned)  # only now: layer.weight may share its memory
+    return report
 
 
 def _errors(layer: Layer, pruned: Tensor) -> tuple[float | None, float | None]:
