@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli import compare, papers, reproduce
+from gossamer.cli import compare, papers, prune, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command()(compare.compare)
 app.command()(papers.papers)
 app.command()(papers.show)
+app.command()(prune.prune)
 app.command()(reproduce.reproduce)
 
 

@@ -10,7 +10,7 @@ from gossamer.compression.mask_swaps import Refinement, dsnot_refine
 from gossamer.compression.pattern_search import GroupChoice, search_groups
 from gossamer.compression.pruning import LayerReport, PruneReport, prune
 from gossamer.compression.rearrangement import RearrangeReport, channel_rearrange
-from gossamer.compression.saving import load, pack_linears, save
+from gossamer.compression.saving import check_directory, load, pack_linears, save
 from gossamer.compression.sparsegpt import SparseGPT
 from gossamer.compression.wanda import Wanda
 
@@ -31,6 +31,7 @@ __all__ = [
     "SparseGPT",
     "Wanda",
     "channel_rearrange",
+    "check_directory",
     "dsnot_refine",
     "load",
     "pack_linears",

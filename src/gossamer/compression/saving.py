@@ -97,12 +97,8 @@ def save(model: Any, directory: Path | str, *, tokenizer: Any = None) -> None:
         If it cannot be written.
     """
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"expected a directory, got the file {directory}")
     packed = {n: layer for n, layer in model.named_modules() if isinstance(layer, PackedLinear)}
-    others = list(directory.glob("model*.safetensors")) if packed else [directory / PACKED_FILE]
-    if any(path.exists() for path in others):
-        raise ValueError(f"expected no {others[0].name} in {directory}; try another directory")
+    check_directory(directory, packed=bool(packed))
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
@@ -123,6 +119,16 @@ def save(model: Any, directory: Path | str, *, tokenizer: Any = None) -> None:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(directory)
     save_packed(weights, directory / PACKED_FILE)
+
+
+def check_directory(directory: Path | str, *, packed: bool) -> None:
+    """Raise ValueError if `save` would refuse a directory, before there is anything to save."""
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"expected a directory, got the file {directory}")
+    others = "model*.safetensors" if packed else PACKED_FILE
+    for other in directory.glob(others):
+        raise ValueError(f"expected no {other.name} in {directory}; try another directory")
 
 
 def load(directory: Path | str) -> Any:
