@@ -6,13 +6,13 @@ from gossamer.compression.dsnot import DSnoT
 from gossamer.compression.group_pruning import GroupPruner
 from gossamer.compression.input_statistics import InputStatistics
 from gossamer.compression.magnitude import Magnitude
-from gossamer.compression.mask_swaps import Refinement, dsnot_refine
 from gossamer.compression.pattern_search import GroupChoice, search_groups
 from gossamer.compression.pruning import LayerReport, PruneReport, prune
 from gossamer.compression.rearrangement import RearrangeReport, channel_rearrange
 from gossamer.compression.saving import check_directory, load, pack_linears, save
 from gossamer.compression.sparsegpt import SparseGPT
 from gossamer.compression.wanda import Wanda
+from gossamer.kernels import Refinement, dsnot_refine
 
 __all__ = [
     "DSnoT",

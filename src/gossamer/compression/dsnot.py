@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from gossamer.compression.base import Decision, Layer, PruningMethod
-from gossamer.compression.mask_swaps import Refinement, dsnot_refine
+from gossamer.kernels import Refinement, dsnot_refine
 
 PAPER_CYCLES, PAPER_WIDTH = 50, 4096
 

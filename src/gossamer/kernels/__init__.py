@@ -8,6 +8,7 @@ from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
 from gossamer.kernels.int8_weight import Affine, Int8Weight, pack_int8
+from gossamer.kernels.mask_swaps import Refinement, dsnot_refine
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionState",
     "Int8Weight",
     "PackedWeight",
+    "Refinement",
     "SparsePattern",
     "SparseWeight",
     "Sweep",
@@ -36,6 +38,7 @@ __all__ = [
     "block_sparse_state",
     "block_spmm",
     "depthwise_conv",
+    "dsnot_refine",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",

@@ -144,6 +144,22 @@ struct SparsegptSweepArgs {
     int threads;
 };
 
+// DSnoT's swaps; kernels/mask_swaps describes the tensors, all contiguous.
+struct MaskSwapsArgs {
+    const float *weight;                 // [rows, width]
+    const uint8_t *mask;                 // [rows, width]
+    const float *total, *norm, *steady;  // [width]
+    const float *scores;                 // [rows, width]; read within groups only
+    uint8_t *out;                        // [rows, width]
+    int64_t *swaps;                      // [rows]
+    double *before, *after;              // [rows]
+    int64_t rows, width, cycles;
+    double threshold;
+    bool guarded;
+    int64_t group;  // columns a group, 0 for none
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -157,5 +173,6 @@ struct SparsegptSweepArgs {
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \
     entry(sparsegpt_sweep, SparsegptSweepArgs) \
+    entry(mask_swaps, MaskSwapsArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

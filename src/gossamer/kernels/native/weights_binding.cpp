@@ -220,6 +220,32 @@ void sparsegpt_sweep(const Array &weight, const Array &factor, const Array &mask
     active_kernels().sparsegpt_sweep(a);
 }
 
+void mask_swaps(const Array &weight, const Array &mask, const Array &total, const Array &norm,
+                const Array &steady, const Array &scores, const Array &out, const Array &swaps,
+                const Array &before, const Array &after, int64_t cycles, double threshold,
+                bool guarded, int64_t group, int threads) {
+    MaskSwapsArgs a{};
+    a.weight = tensor<float>(weight);
+    a.mask = tensor<uint8_t>(mask);
+    a.total = tensor<float>(total);
+    a.norm = tensor<float>(norm);
+    a.steady = tensor<float>(steady);
+    a.scores = tensor<float>(scores);
+    a.out = static_cast<uint8_t *>(out.data());
+    a.swaps = static_cast<int64_t *>(swaps.data());
+    a.before = static_cast<double *>(before.data());
+    a.after = static_cast<double *>(after.data());
+    a.rows = static_cast<int64_t>(weight.shape(0));
+    a.width = static_cast<int64_t>(weight.shape(1));
+    a.cycles = cycles;
+    a.threshold = threshold;
+    a.guarded = guarded;
+    a.group = group;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().mask_swaps(a);
+}
+
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
@@ -231,6 +257,7 @@ void bind_weights(nb::module_ &m) {
     m.def("sddmm", &sddmm);
     m.def("depthwise_conv", &depthwise_conv);
     m.def("sparsegpt_sweep", &sparsegpt_sweep);
+    m.def("mask_swaps", &mask_swaps);
     m.def("activation_sparse_matmul", &activation_sparse_matmul);
 }
 
