@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "methods.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "kernels.md", ROOT / "docs" / "methods.md")
 MARK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -86,6 +86,28 @@ def kernels() -> str:
     return "\n".join(lines)
 
 
+def weights() -> str:
+    lines = []
+    for name in ("weights-1-thread", "weights"):
+        document = load(name)
+        lines += [
+            f"{document['threads']} thread{'s'[: document['threads'] - 1]}, {document['machine']}, "
+            f"medians of {document['repeats']} interleaved rounds:",
+            "",
+            "| measured, against | density | ratio | bar |",
+            "|---|---|---|---|",
+        ]
+        for row in document["figures"]:
+            bar = "-" if row["bar"] is None else f"{row['bar']:.2f}"
+            verdict = " (missed)" if row["holds"] is False else ""
+            lines.append(
+                f"| {row['name']} | {row['density']:.2f} | {row['ratio']:.2f} ± "
+                f"{row['spread']:.2f} | {bar}{verdict} |"
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
 def worded(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
@@ -112,7 +134,37 @@ def claims() -> str:
     return "\n".join(lines[:-1])
 
 
-SECTIONS = {"headline": headline, "compare": compare, "kernels": kernels, "claims": claims}
+def training() -> str:
+    if not list((ROOT / "results").glob("*/training.json")):
+        return (
+            "Not measured yet: `python benchmarks/training.py --out results/DEVICE/training.json`."
+        )
+    document = load("training")
+    lines = [
+        f"MLP of {' - '.join(map(str, document['network']))}, batch {document['batch']}, density "
+        f"{document['density']}, {document['threads']} threads, {document['machine']}; medians of "
+        f"{document['rounds']} interleaved rounds of {document['steps']} whole steps:",
+        "",
+        "| method | a step | against dense | bar | accuracy | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in document["figures"]:
+        bar = f"{row['bar']:.2f}{'' if row['holds'] else ' (missed)'}" if row["bar"] else "-"
+        lines.append(
+            f"| {row['name']} | {row['milliseconds']:.1f} ms | {row['ratio']:.2f} ± "
+            f"{row['spread']:.2f} | {bar} | {percent(row['accuracy'])} | {row['parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "headline": headline,
+    "compare": compare,
+    "kernels": kernels,
+    "training": training,
+    "weights": weights,
+    "claims": claims,
+}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from gossamer.measure import (
     causal_pairs,
     density,
     kl_divergence,
+    mask_divergence,
     mask_overlap,
     perplexity,
     recall,
@@ -165,3 +166,26 @@ def test_bad_input_is_refused(name):
 
 def test_no_pairs_have_no_density():
     assert math.isnan(attention_density(0, 0, 4))
+
+
+def test_mask_divergence_counts_flips_by_layer():
+    first = {"a": torch.tensor([True, False, True]), "b": torch.tensor([[False]])}
+    second = {"b": torch.tensor([[True]]), "a": torch.tensor([True, True, False])}
+    found = mask_divergence(first, second)
+    assert (found.by_layer, found.flips, found.size) == ({"a": 2, "b": 1}, 3, 4)
+    assert found.share == 0.75
+    assert mask_divergence(first, first).flips == 0
+    assert math.isnan(mask_divergence({}, {}).share)
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "message"),
+    [
+        ({"b": torch.tensor([True])}, ValueError, r"same layers, got \['a'\] and \['b'\]"),
+        ({"a": torch.tensor([1.0])}, TypeError, "bool masks of 'a', got torch.bool, torch.float32"),
+        ({"a": torch.tensor([True, False])}, ValueError, r"masks of 'a' of one shape, got \(1,\)"),
+    ],
+)
+def test_mask_divergence_refuses(other, error, message):
+    with pytest.raises(error, match=message):
+        mask_divergence({"a": torch.tensor([True])}, other)

@@ -1,12 +1,13 @@
 """Dynamic sparsity for PyTorch: compute only what matters, decided while the model runs.
 
-``gossamer.attention`` holds sparse attention for language models, ``gossamer.kernels`` the
-operations under it, ``gossamer.catalog`` the papers. The command is ``gossamer compare``.
+``gossamer.attention`` holds sparse attention for language models, ``gossamer.training`` training
+with sparse weights, ``gossamer.kernels`` the operations under both, ``gossamer.catalog`` the
+papers. The command is ``gossamer compare``.
 """
 
 from importlib.metadata import version
 
-from gossamer import attention, kernels
+from gossamer import attention, kernels, training
 
-__all__ = ["__version__", "attention", "kernels"]
+__all__ = ["__version__", "attention", "kernels", "training"]
 __version__ = version("gossamer")

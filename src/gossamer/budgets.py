@@ -8,6 +8,7 @@ keeps a superset of a smaller one.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,8 +212,21 @@ def _top(units: Tensor, k: int, dim: int | None) -> Tensor:
     if units.numel() == 0:
         return torch.zeros_like(units, dtype=torch.bool)
     if dim is None:
-        return _top(units.flatten(), k, 0).reshape(units.shape)
+        return _top_of_all(units.flatten(), k).reshape(units.shape)
     least = units.kthvalue(units.shape[dim] - k + 1, dim, keepdim=True).values
     above, tied = units > least, units == least
     room = k - above.sum(dim, keepdim=True)
     return above | (tied & (tied.cumsum(dim) <= room))
+
+
+def _top_of_all(units: Tensor, k: int) -> Tensor:
+    """The same for one row, which is as long as a weight is large."""
+    place = len(units) - k
+    if units.device.type == "cpu" and units.dtype in (torch.float32, torch.float64):
+        # numpy's partition is vectorised, ten times as fast as kthvalue.
+        least = np.partition(units.detach().numpy(), place)[place].item()
+    else:
+        least = units.kthvalue(place + 1).values.item()
+    above = units > least
+    tied = (units == least).nonzero()[: k - int(above.count_nonzero()), 0]
+    return above.index_fill_(0, tied, True)

@@ -1,5 +1,8 @@
 """Measures: what was kept, what was computed, and what it cost in quality."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -90,6 +93,67 @@ def mask_overlap(mask: Tensor, other: Tensor) -> float:
     _check_like(mask, other, "masks")
     either = int((mask | other).sum())
     return int((mask & other).sum()) / either if either else 1.0
+
+
+@dataclass(frozen=True)
+class MaskDivergence:
+    """How many positions two sets of masks disagree on.
+
+    Parameters
+    ----------
+    by_layer : dict of str to int
+        Flipped positions of each layer.
+    size : int
+        Positions of all layers.
+    """
+
+    by_layer: dict[str, int]
+    size: int
+
+    @property
+    def flips(self) -> int:
+        """Flipped positions of all layers."""
+        return sum(self.by_layer.values())
+
+    @property
+    def share(self) -> float:
+        """Flipped positions over all positions; NaN when there are none."""
+        return self.flips / self.size if self.size else float("nan")
+
+
+def mask_divergence(masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> MaskDivergence:
+    """Count the positions that changed from one set of masks to another.
+
+    The sparse architecture divergence (SAD) of SR-STE (arXiv 2102.04010), ``sum |E - E'|``.
+
+    Parameters
+    ----------
+    masks, others : mapping of str to bool Tensor
+        One mask a layer, of the same layers and shapes.
+
+    Raises
+    ------
+    TypeError
+        If a mask is not bool.
+    ValueError
+        If layers or shapes differ.
+
+    Examples
+    --------
+    >>> before, after = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    >>> mask_divergence({"fc": before}, {"fc": after}).flips
+    2
+    """
+    if masks.keys() != others.keys():
+        raise ValueError(f"expected masks of the same layers, got {[*masks]} and {[*others]}")
+    by_layer = {}
+    for name, mask in masks.items():
+        other = others[name]
+        if mask.dtype != torch.bool or other.dtype != torch.bool:
+            raise TypeError(f"expected bool masks of {name!r}, got {mask.dtype}, {other.dtype}")
+        _check_like(mask, other, f"masks of {name!r}")
+        by_layer[name] = int((mask ^ other).count_nonzero())
+    return MaskDivergence(by_layer, sum(mask.numel() for mask in masks.values()))
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> float:

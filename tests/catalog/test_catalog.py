@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer import catalog
+from gossamer import catalog, reproduce
 from gossamer.catalog import Paper
 from gossamer.errors import FormatError
 
@@ -81,6 +81,9 @@ def evidence_missing(paper: Paper) -> list[str]:
     word = re.compile(rf"(?<![\w-]){re.escape(paper.slug)}(?![\w-])")
     if not any(row.startswith("|") and word.search(row) for row in rows):
         missing.append("docs row")
+    found = [reproduce.load(path) for path in ROOT.glob(f"results/*/reproduce/{paper.slug}.json")]
+    if not any(one.scale != "quick" and one.complete and one.claims for one in found):
+        missing.append("committed evidence")
     return missing
 
 
@@ -120,7 +123,7 @@ def test_a_false_claim_of_working_would_be_noticed():
     boast = replace(
         catalog.get("sparseland"), slug="no-such", status="works", entry="gossamer.errors:Nothing"
     )
-    assert evidence_missing(boast) == ["entry", "reproduction", "docs row"]
+    assert evidence_missing(boast) == ["entry", "reproduction", "docs row", "committed evidence"]
 
 
 def test_read_returns_the_fields_as_written(read):

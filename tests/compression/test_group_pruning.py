@@ -173,6 +173,24 @@ def test_statistics_are_the_mean_over_batches():
         reestimate_batch_norm(model, [])
 
 
+def test_only_what_pruning_moves_is_moved():
+    dense = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    dense[1].running_mean.copy_(torch.arange(4.0))
+    batches = [torch.randn(8, 3, 4, 4) + 5]
+    same, scaled = copy.deepcopy(dense), copy.deepcopy(dense)
+    reestimate_batch_norm(same, batches, like=dense)
+    torch.testing.assert_close(same[1].running_mean, dense[1].running_mean)
+    torch.testing.assert_close(same[1].running_var, dense[1].running_var)
+    with torch.no_grad():
+        scaled[0].weight.mul_(3.0)
+        moved = (scaled[0](batches[0]) - dense[0](batches[0])).mean((0, 2, 3))
+    reestimate_batch_norm(scaled, batches, like=dense)
+    torch.testing.assert_close(scaled[1].running_mean, dense[1].running_mean + moved)
+    torch.testing.assert_close(scaled[1].running_var, 9 * dense[1].running_var)
+    with pytest.raises(ValueError, match="batch norms of the model, got others"):
+        reestimate_batch_norm(scaled, batches, like=nn.Sequential(nn.BatchNorm2d(3)))
+
+
 def test_the_search_weighs_time_against_what_stays(monkeypatch):
     widths = set()
     times = {2: 1.3, 4: 1.08, 8: 1.0, 16: 0.99}

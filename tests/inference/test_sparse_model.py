@@ -1,7 +1,6 @@
 """Compiled networks against the masked dense networks they stand for, in float64."""
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ from torch.nn import functional as F
 from gossamer import inference
 from gossamer.inference.fused import DepthwiseConv2d
 from gossamer.inference.graph import fuse, trace
+from gossamer.inference.segment import Segment
 from gossamer.kernels import sparse_gemv, spmm
+from gossamer.kernels.program import Program
 from gossamer.layers import PackedConv2d, PackedLinear, packed_conv, packed_linear
 from gossamer.testing import random_mask
 
@@ -100,13 +101,75 @@ def test_layouts_of_the_input_do_not_matter():
 
 def test_everything_between_the_layers_is_folded():
     compiled = inference.compile(network(), images(), kernel="sparse")
-    left = Counter(type(module).__name__ for module in compiled.graph.children())
-    names = {"FusedConv2d", "PackedConv2d", "DepthwiseConv2d", "PackedLinear"}
-    assert set(left) - names == {"AdaptiveAvgPool2d", "Flatten"}
-    calls = [node.target for node in compiled.graph.graph.nodes if node.op == "call_function"]
-    assert len(calls) == 1  # the residual addition
-    clamps = [module.clamp for module in compiled.graph.children() if hasattr(module, "clamp")]
+    nodes = compiled.graph.graph.nodes
+    names = [type(m).__name__ for m in map(_module_of(compiled), nodes) if m is not None]
+    tail = ["PackedConv2d", "FusedConv2d", "PackedConv2d"]  # 3x3, grouped, strided 1x1
+    tail += ["AdaptiveAvgPool2d", "Flatten", "PackedLinear", "PackedLinear"]
+    assert names == ["FusedConv2d", "Segment", *tail]
+    assert {node.op for node in nodes} == {"placeholder", "call_module", "output"}
+    clamps = [module.clamp for module in compiled.modules() if hasattr(module, "clamp")]
     assert clamps.count((0.0, 6.0)) == 3 and clamps.count((-0.5, 0.5)) == 1
+
+
+def _module_of(compiled):
+    def find(node):
+        return compiled.graph.get_submodule(node.target) if node.op == "call_module" else None
+
+    return find
+
+
+def test_a_segment_reuses_its_buffers_and_equals_its_layers():
+    (segment,) = (
+        module
+        for module in inference.compile(network(), images(), kernel="sparse").modules()
+        if isinstance(module, Segment)
+    )
+    assert [name for name, _ in segment.steps].count("+") == 1 and len(segment.steps) == 7
+    for size in (6, 9, 6, 17, 5, 30, 9, 6):
+        x = torch.randn(2, 8, size, size)
+        assert torch.equal(segment(x), segment._by_layers(x))
+    assert len(segment._plans) == 4
+    assert segment(torch.empty(0, 8, 6, 6)).shape == (0, 16, 3, 3)
+
+
+def test_copies_of_a_compiled_model_run():
+    compiled = inference.compile(network(), images(), kernel="sparse")
+    expected = compiled(images())
+    assert torch.equal(copy.deepcopy(compiled)(images()), expected)
+
+
+def test_loaded_weights_are_the_ones_that_run():
+    first, second = network(), network()
+    with torch.no_grad():
+        for part in second.parameters():
+            part *= 1.5
+    x = images()
+    one, other = (inference.compile(model, x, kernel="sparse") for model in (first, second))
+    expected = other(x)
+    assert not torch.equal(one(x), expected)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(x), expected)
+
+
+class Broadcasting(nn.Module):
+    """A sum of equal shapes on the example, of different ones elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x)
+        return self.wide(y + self.narrow(F.pad(y, (1, 1, 1, 1))[..., :3, :3]))
+
+
+def test_a_sum_that_broadcasts_elsewhere_still_does():
+    torch.manual_seed(0)
+    model = Broadcasting().eval()
+    compiled = inference.compile(model, torch.ones(1, 4, 1, 1), threshold=1.0, kernel="sparse")
+    for size in (1, 4):
+        x = torch.randn(2, 4, size, size)
+        torch.testing.assert_close(compiled(x), model(x).detach())
 
 
 def test_the_report_says_what_runs():
@@ -141,6 +204,7 @@ def test_measured_kernels_are_the_fastest_ones(monkeypatch):
         now[0] += cost.get(type(module), 4.0)
         return real(module, *args)
 
+    monkeypatch.setattr(inference.sparse_model, "alone", lambda module: module)
     monkeypatch.setattr(nn.Module, "__call__", call)
     monkeypatch.setattr(inference.sparse_model.time, "perf_counter", lambda: now[0])
     layers = inference.compile(network(), images(), repeats=2).report()
@@ -167,8 +231,14 @@ def test_zero_weights_are_not_multiplied(monkeypatch):
             entries.append(len(weight.values)) or real(weight, *args, **options)
         )
 
+    class Watched(Program):
+        def spmm(self, weight, *args):
+            entries.append(len(weight.values))
+            super().spmm(weight, *args)
+
     monkeypatch.setattr(packed_conv, "spmm", watch(spmm))
     monkeypatch.setattr(packed_linear, "sparse_gemv", watch(sparse_gemv))
+    monkeypatch.setattr(inference.segment, "Program", Watched)
     compiled(images())
     chosen = [layer for layer in compiled.report() if layer.kernel in ("spmm", "gemv")]
     nonzero = [int(model.get_submodule(layer.name).weight.count_nonzero()) for layer in chosen]

@@ -10,7 +10,13 @@ import torch
 
 import gossamer.kernels as kernels
 from gossamer.errors import BackendError
-from gossamer.kernels import backend, block_sparse_state, instruction_set, instruction_sets
+from gossamer.kernels import (
+    WalkGraph,
+    backend,
+    block_sparse_state,
+    instruction_set,
+    instruction_sets,
+)
 from gossamer.patterns import TokenPattern, Window
 from gossamer.testing import AttentionShape, attention_inputs, rotary_tables
 
@@ -142,6 +148,13 @@ CALLS: dict[str, dict[str, Any]] = {
         "begin": BOUND,
         "end": BOUND + 100,
     },
+    "random_walks": {
+        "graph": WalkGraph(
+            torch.tensor([[0, 1], [1, 1]]), torch.tensor([1, 0]).int(), torch.ones(2)
+        ),
+        "source": torch.zeros(9, dtype=torch.int64),
+        "target": torch.ones(9, dtype=torch.int64),
+    },
     "soft_votes": {"scores": torch.zeros(2, 6, 130)},
     "top_indices": {"values": torch.zeros(12, 130), "k": 9},
 }
@@ -158,7 +171,7 @@ def resident() -> int:
 def test_a_thousand_calls_leave_nothing_behind(name):
     function = getattr(kernels, name)
     arguments = CALLS[name]
-    if name not in ("soft_votes", "top_indices"):
+    if name not in ("random_walks", "soft_votes", "top_indices"):
         first = "pooled" if name == "stripe_search" else "query"
         arguments = {first: QUERY, "key": KEY} | arguments
     for _ in range(50):

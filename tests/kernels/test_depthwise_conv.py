@@ -3,6 +3,7 @@
 import ctypes
 import math
 import mmap
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_results_are_exact_to_rounding(impl, batch, height, width, kernel, strid
     right = max(right, kernel[1] - width - left)
     bottom = max(bottom, kernel[0] - height - top)
     padding = (left, right, top, bottom)
-    image, weight, bias = operands(*batch, height, width, kernel)
+    images, channels = batch
+    image, weight, bias = operands(images, channels, height, width, kernel)
     found = depthwise_conv(image, weight, bias=bias, stride=stride, padding=padding, impl=impl)
     check(found, image, weight, bias, stride, padding)
 
@@ -168,7 +170,7 @@ def test_the_operator_is_registered_for_tracing(impl_name):
     torch.library.opcheck(torch.ops.gossamer.depthwise_conv.default, arguments, test_utils=tests)
 
 
-GOOD = {"image": torch.ones(1, 4, 8, 8), "weight": torch.ones(4, 3, 3)}
+GOOD: dict[str, Any] = {"image": torch.ones(1, 4, 8, 8), "weight": torch.ones(4, 3, 3)}
 BAD_INPUT = [
     ({"image": torch.ones(4, 8, 8)}, ValueError, r"image \[N, C, H, W\] .* got \[4, 8, 8\]"),
     ({"weight": torch.ones(4, 1, 3, 3)}, ValueError, r"try conv.weight\[:, 0\]"),

@@ -99,6 +99,22 @@ def test_bytes_are_the_nearest_to_the_real_results(impl, dtype, clamp):
     assert len(found.unique()) > 3
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("width", [1, 50, 64, 100])
+def test_real_inputs_are_rounded_to_bytes_on_the_way_in(impl, dtype, width):
+    weight, _ = operands(21, 70, 1)
+    packed, read = pack_int8(weight), Affine.over(-1.0, 3.0, dtype)
+    low, high = read.limits
+    x = torch.randint(low - 20, high + 20, (2, 70, width)) - read.zero_point
+    x = (x + 0.8 * torch.rand(x.shape) - 0.4) * read.scale  # never halfway between two bytes
+    expected = int8_spmm(packed, read.quantise(x), read=read, impl=impl)
+    assert torch.equal(int8_spmm(packed, x, read=read, impl=impl), expected)
+    x[0, 3, 0] = math.nan  # one byte or another, but no other column
+    found = int8_spmm(packed, x, read=read, impl=impl)
+    assert bool(found.isfinite().all()) and torch.equal(found[1], expected[1])
+    assert torch.equal(found[0, :, 1:], expected[0, :, 1:])
+
+
 def test_halves_go_to_the_even_byte(impl):
     weight = pack_int8(torch.full((1, 1), 127.0), group=1)  # scale 1, byte 127
     read, write = Affine(1 / 127), Affine(2.0)
@@ -122,7 +138,7 @@ def test_skipped_columns_are_not_read(isa):
     """Quads name only columns that a group keeps: the share of them is the density."""
     weight, _ = operands(64, 256, 1, 0.25)
     packed = pack_int8(weight)
-    assert packed.values.numel() <= (0.25 * 64 * 256) + 8 * 8 * 3
+    assert packed.quads.numel() * 8 <= 0.25 * 64 * 256 + 8 * 8 * 3
     assert packed.density == pytest.approx(0.25, abs=0.01)
 
 
@@ -162,7 +178,8 @@ def test_nothing_is_written_around_the_result(isa, kind, width):
     parts = [packed.starts, packed.quads, packed.values, -0 * packed.row_sums]
     factor, offset = torch.full((21,), 1e-9), torch.zeros(21)
     dense = dense[None].expand(2, -1, -1).contiguous()
-    backend.launch("int8_spmm", *parts, dense, out, factor, offset, 0.0, 0.0, 2)
+    places = (1.0, 0.0, out, factor, offset, 0.0, 0.0, 2)
+    backend.launch("int8_spmm", packed.group, *parts, dense, *places)
     if kind == torch.int32:
         assert np.array_equal(out[1].numpy(), exact(packed, dense[1]))
     else:
@@ -197,7 +214,8 @@ def test_the_operator_is_registered_for_tracing(impl_name):
     weight, dense = operands(20, 30, 17)
     packed = pack_int8(weight)
     parts = [packed.starts, packed.quads, packed.values, packed.row_sums]
-    arguments = (parts, 20, dense[None], None, None, -1.0, 1.0, torch.int32, impl_name)
+    how = (1.0, 0.0, None, None, -1.0, 1.0, torch.int32, impl_name)
+    arguments = (parts, 20, packed.group, dense[None], *how)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.gossamer.int8_spmm.default, arguments, test_utils=tests)
 
@@ -209,7 +227,9 @@ GOOD = {
 }
 BAD_INPUT = [
     ({"weight": torch.eye(3, 4)}, TypeError, "an Int8Weight, got Tensor; try pack_int8"),
-    ({"dense": torch.ones(4, 5)}, TypeError, "uint8 or int8, got torch.float32"),
+    ({"dense": torch.ones(4, 5), "read": None}, TypeError, "or float32 with read, got"),
+    ({"dense": torch.ones(4, 5, requires_grad=True)}, ValueError, "dense requires a gradient"),
+    ({"dense": torch.ones(4, 5).double()}, TypeError, "or float32 with read, got torch.float64"),
     ({"dense": torch.ones(5, 4, dtype=torch.uint8)}, ValueError, r"K = 4, got \[5, 4\]"),
     ({"dense": torch.ones(4, dtype=torch.uint8)}, ValueError, r"K = 4, got \[4\]"),
     ({"dense": torch.ones(4, 5, dtype=torch.uint8, device="meta")}, ValueError, "on the CPU"),
@@ -238,7 +258,7 @@ def test_bad_input_is_named(changes, error, message):
         (lambda: pack_int8(torch.ones(1, 2**16 + 1)), ValueError, "K <= 65536"),
         (lambda: pack_int8(torch.ones(2, 2), group=3), ValueError, "one of .* got 3"),
         (lambda: pack_int8(torch.tensor([[math.nan]])), ValueError, "finite weights"),
-        (lambda: Affine(0.0), ValueError, "scale to be positive and finite, got 0.0"),
+        (lambda: Affine(0.0), ValueError, r"scale in \[2\*\*-100, .* got 0.0"),
         (lambda: Affine(1.0, 256), ValueError, r"zero_point in \[0, 255\], got 256"),
         (lambda: Affine(1.0, -129, torch.int8), ValueError, r"\[-128, 127\], got -129"),
         (lambda: Affine(1.0, dtype=torch.int32), TypeError, "uint8 or int8, got torch.int32"),

@@ -142,7 +142,7 @@ def test_batches_and_strides_give_the_same_bits(impl, dtype):
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 7)], ids=str)
-@pytest.mark.parametrize("width", [15, 300])
+@pytest.mark.parametrize("width", [15, 32, 64, 96, 300])
 def test_runs_and_thread_counts_agree_bitwise(isa, pattern, width):
     weight, dense = draw(391, 50, width, pattern, 1.0)
     packed = pack(weight, pattern)

@@ -129,7 +129,7 @@ def test_any_strides_give_the_same_bits(impl, width):
             check_product(product, weight, dense)
 
 
-@pytest.mark.parametrize("width", [15, 49, 300])
+@pytest.mark.parametrize("width", [15, 49, 64, 96, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_runs_and_thread_counts_agree_bitwise(isa, width, dtype):
     weight, dense = matrices(3 * ROWS + 7, 300, width, 0.1)
@@ -148,7 +148,16 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
     out = room[:, 1:-1, 3:-3]
     dense = dense.to(dtype)[None].expand(2, -1, -1).contiguous()
     parts, panel = _parts(pack(weight), "cpu")
-    backend.launch("spmm", panel, *parts, dense, out, None, -math.inf, math.inf, 2)
+    backend.launch(
+        "spmm",
+        backend.launch("PanelWeight", panel, *parts),
+        dense,
+        out,
+        None,
+        -math.inf,
+        math.inf,
+        2,
+    )
     check_product(out, weight, dense)
     out.fill_(7.0)
     assert bool((room == 7.0).all())
@@ -165,7 +174,16 @@ def test_nothing_around_the_tensors_is_touched(isa, guarded, group, dtype):
         for steps in (1, 2):  # rows that follow one another, and rows apart
             x = guarded(dense.to(dtype).repeat(1, steps)[None, :, :width])
             out = guarded(torch.full((1, rows, width * steps), torch.nan, dtype=dtype)[..., :width])
-            backend.launch("spmm", panel, *parts, x, out, bias, -math.inf, math.inf, 1)
+            backend.launch(
+                "spmm",
+                backend.launch("PanelWeight", panel, *parts),
+                x,
+                out,
+                bias,
+                -math.inf,
+                math.inf,
+                1,
+            )
             check_product(out[0], weight, x[0], bias=bias)
 
 
@@ -181,7 +199,16 @@ def test_offsets_beyond_32_bits(isa, address_space):
     far_values = address_space(skip + len(values), torch.float32)[:, None]
     far_columns[skip:], far_values[skip:] = columns, values
     parts = starts + skip, lines, counts, far_columns, far_values
-    backend.launch("spmm", panel, *parts, x, out[:, :3], None, -math.inf, math.inf, 1)
+    backend.launch(
+        "spmm",
+        backend.launch("PanelWeight", panel, *parts),
+        x,
+        out[:, :3],
+        None,
+        -math.inf,
+        math.inf,
+        1,
+    )
     check_product(out[0, :3], weight, x[0])
 
 
@@ -242,6 +269,7 @@ BAD_INPUT = [
     ({"dense": torch.ones(4, 5, requires_grad=True)}, ValueError, r"try torch.no_grad"),
     ({"bias": torch.ones(4)}, ValueError, r"bias to be float32 \[3\] on cpu, got .* \[4\]"),
     ({"bias": torch.ones(3).double()}, ValueError, r"bias .* got torch.float64"),
+    ({"bias": torch.ones(3, requires_grad=True)}, ValueError, r"bias requires a gradient"),
     ({"clamp": (1.0, 0.0)}, ValueError, r"low <= high, got \(1.0, 0.0\)"),
     ({"clamp": (math.nan, 0.0)}, ValueError, r"low <= high, got \(nan"),
     ({"impl": "triton"}, ValueError, r"auto, reference, cpu, got 'triton'"),

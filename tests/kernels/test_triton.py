@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from gossamer.errors import BackendError
 from gossamer.kernels import (
     AttentionOutput,
     AttentionState,
+    WalkGraph,
     block_sparse_attention,
     block_sparse_state,
     gathered_attention,
+    random_walks,
 )
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
 
@@ -405,3 +408,39 @@ def test_addresses_beyond_32_bits() -> None:
     seen = torch.ones(1, 1, 1, 20_000, dtype=torch.bool, device=DEVICE)
     found = block_sparse_attention(query, key, key, return_lse=True, impl="triton")
     check(found, (query, key, key), seen)
+
+
+@pytest.mark.parametrize("report", ["best", "first"])
+@pytest.mark.parametrize("walkers", [1, 7, 300])
+@pytest.mark.parametrize("limit", [torch.inf, 4.0])
+def test_random_walks_report_what_the_reference_reports(report, walkers, limit):
+    """A ring with chords, a dead end and an edge apart; every figure bit by bit."""
+    pairs = [(v, (v + 1) % 20) for v in range(20)] + [(0, 7), (3, 15), (9, 12), (2, 20), (21, 22)]
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(23)]
+    for i, (u, v) in enumerate(pairs):
+        rows[u].append((v, 0.3 + 0.1 * i))
+        rows[v].append((u, 0.3 + 0.1 * i))
+    degree = torch.tensor([len(row) for row in rows])
+    graph = WalkGraph(
+        torch.stack([degree.cumsum(0) - degree, degree], 1),
+        torch.tensor([v for row in rows for v, _ in row], dtype=torch.int32),
+        torch.tensor([r for row in rows for _, r in row]),
+    )
+    source, target = torch.tensor([[0, 4, 20, 21, 0, 11], [5, 3, 0, 22, 21, 1]])
+    options: dict[str, Any] = {
+        "walkers": walkers, "max_steps": 30, "report": report, "seed": 2**62 + 1
+    }  # fmt: skip
+    bound = torch.full((6,), limit)
+    plain = random_walks(graph, source, target, limit=bound, impl="reference", **options)
+    moved = WalkGraph(*(part.to(DEVICE) for part in vars(graph).values()))
+    found = random_walks(
+        moved,
+        source.to(DEVICE),
+        target.to(DEVICE),
+        limit=bound.to(DEVICE),
+        impl="triton",
+        **options,
+    )
+    for name in ("resistance", "walker", "steps"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(plain, name))
+    assert int((plain.walker >= 0).sum()) >= 1

@@ -4,6 +4,8 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from gossamer.layers import PackedConv2d, PackedLinear, packed_conv, packed_line
 from gossamer.patterns import NM, Block
 from gossamer.testing import check_product, random_mask
 
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 CONVS = {
     "1x1": {"kernel_size": 1},
     "1x1 strided": {"kernel_size": 1, "stride": 2},
@@ -25,7 +28,7 @@ CONVS = {
 }
 
 
-def pruned(make, density: float = 0.3) -> nn.Module:
+def pruned(make: Callable[[], Layer], density: float = 0.3) -> Layer:
     torch.manual_seed(0)
     dense = make().eval()
     with torch.no_grad():
@@ -97,8 +100,8 @@ def test_1x1_meets_the_componentwise_bound_and_reads_the_image_in_place():
     dense = pruned(lambda: nn.Conv2d(150, 40, 1), 0.1)
     x = torch.randn(2, 150, 7, 7)
     weight = dense.weight.detach().flatten(1)
-    output = PackedConv2d.from_dense(dense)(x)
-    check_product(output.flatten(2), weight, x.flatten(2), bias=dense.bias.detach())
+    layer = PackedConv2d.from_dense(dense)
+    check_product(layer(x).flatten(2), weight, x.flatten(2), bias=layer.bias)
 
 
 def test_padding_may_have_two_sides():

@@ -61,6 +61,16 @@ def test_weight_masks_round_trip_and_units_sum_what_they_keep(case):
         assert found.reshape(-1)[unit] == scores[covered].sum()
 
 
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(1, 2), Block(2, 2), Channel(), Channel(1)])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_weights_without_elements_have_every_pattern(pattern, shape):
+    mask = torch.zeros(shape, dtype=torch.bool)
+    units = pattern.from_mask(mask)
+    assert units.shape == pattern.units(mask).shape
+    assert torch.equal(pattern.to_mask(units, shape), mask)
+    assert pattern.density(mask) == 0.0
+
+
 def test_weight_patterns_of_a_matrix_by_hand():
     weight = torch.arange(16.0).reshape(4, 4)
     assert Block(2, 2).units(weight).tolist() == [[10.0, 18.0], [42.0, 50.0]]

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from gossamer.inference import LayerReport
 from gossamer.report.tables import (
     HEADINGS,
     MISSING,
@@ -15,6 +16,7 @@ from gossamer.report.tables import (
     divergence,
     evidence_table,
     figure,
+    layers_table,
     milliseconds,
     perplexity,
     perplexity_change,
@@ -175,3 +177,15 @@ def test_evidence_shows_paper_ours_criterion_and_verdict():
     lines = printed.splitlines()
     assert next(line for line in lines if "half the work" in line).rstrip().endswith("yes")
     assert next(line for line in lines if "twice as fast" in line).rstrip().endswith("no")
+
+
+def test_layers_say_their_kernel_and_both_times():
+    layers = [
+        LayerReport("1.conv", (40, 20, 1, 1), (1, 40, 7, 7), 0.15, "spmm", 5880, 0.25, 1.0),
+        LayerReport("[b]", (40, 1, 3, 3), (1, 40, 7, 7), 1.0, "depthwise", 17640, None, 2.0),
+    ]
+    first, second, last = text(layers_table(layers), width=100).splitlines()[-3:]
+    words = ["1.conv", "40x20x1x1", "1x40x7x7", "15", "%", "spmm", "0.25", "ms", "1.00", "ms"]
+    assert first.split() == [*words, "4.00x"]
+    assert second.split()[0] == "[b]" and second.split().count(MISSING) == 2
+    assert last.strip() == "spmm 1, depthwise 1; 0.0 million multiplications"

@@ -61,6 +61,7 @@ def interleaved(
     repeats: int = 7,
     warmup: int = 1,
     device: str | torch.device = "cpu",
+    settle: float = 0.0,
 ) -> dict[str, Samples]:
     """Time several functions in rounds A B C, A B C, ... so that drift hits all of them alike.
 
@@ -76,6 +77,9 @@ def interleaved(
         Rounds that run first and are not timed.
     device : str or torch.device, default="cpu"
         On a CUDA device the clock starts and stops after the device has finished its work.
+    settle : float, default=0
+        Seconds to wait before each call, and then to call once more, untimed. A runtime with
+        threads of its own leaves them spinning for a while, at the cost of whoever comes next.
 
     Returns
     -------
@@ -108,6 +112,9 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_index in range(warmup + repeats):
         for name, function in functions.items():
+            if settle:
+                time.sleep(settle)
+                function()
             wait()
             start = time.perf_counter()
             function()

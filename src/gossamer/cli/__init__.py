@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli import compare, papers, prune, reproduce
+from gossamer.cli import bench, compare, papers, prune, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -14,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(bench.bench)
 app.command()(compare.compare)
 app.command()(papers.papers)
 app.command()(papers.show)

@@ -129,6 +129,15 @@ class DepthwiseConv2d(FusedLayer):
         super().__init__(conv.weight[:, 0], conv.bias)
         self.clamp, self.stride, self.padding = conv.clamp, conv.stride[0], conv.padding
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of what an image of that size becomes; 0 or less: none."""
+        left, right, top, bottom = self.padding
+        _, rows, columns = self.weight.shape
+        return (
+            (height + top + bottom - rows) // self.stride + 1,
+            (width + left + right - columns) // self.stride + 1,
+        )
+
     def forward(self, input: Tensor) -> Tensor:
         """Return [N, C, h, w] for `input` [N, C, H, W]."""
         return depthwise_conv(

@@ -23,6 +23,7 @@ from gossamer.inference.fused import (
     PointwiseConv2d,
 )
 from gossamer.inference.graph import fuse, trace
+from gossamer.inference.segment import alone, form_segments
 from gossamer.kernels import pack
 from gossamer.layers import PackedConv2d, PackedLinear
 from gossamer.measure import density
@@ -173,6 +174,7 @@ def compile(
     choice = _Choice(traced, layers, threshold, kernel, repeats)
     with torch.no_grad():
         choice.run(example)
+        form_segments(traced)
     return SparseModel(traced, tuple(choice.reports), example.ndim)
 
 
@@ -192,11 +194,16 @@ class _Choice(fx.Interpreter):
         self.names = {id(layer): name for name, layer in layers.items()}
         self.reports: list[LayerReport] = []
 
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        return result
+
     def call_module(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if not isinstance(layer, FusedLayer):
             return super().call_module(target, args, kwargs)
-        (input,) = args
+        (input,) = (*args, *kwargs.values())
         share = density(layer.weight)
         dense = _dense_kernels(layer)
         sparse = {} if share > self.threshold else _sparse_kernels(layer, input)
@@ -262,8 +269,9 @@ def _sparse_kernels(layer: FusedLayer, input: Tensor) -> dict[str, nn.Module]:
 def _race(modules: Mapping[str, nn.Module], input: Tensor, repeats: int) -> dict[str, float]:
     """Time modules in interleaved rounds; return the median milliseconds of each."""
     times: dict[str, list[float]] = {name: [] for name in modules}
+    entries = {name: alone(module) for name, module in modules.items()}
     for timed in [False] + [True] * repeats:
-        for name, module in modules.items():
+        for name, module in entries.items():
             start = time.perf_counter()
             module(input)
             if timed:

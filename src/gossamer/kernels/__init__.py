@@ -12,6 +12,7 @@ from gossamer.kernels.mask_swaps import Refinement, dsnot_refine
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
+from gossamer.kernels.random_walks import WalkGraph, Walks, random_walks, trace_walks
 from gossamer.kernels.sddmm import sddmm
 from gossamer.kernels.sparse_gemv import sparse_gemv
 from gossamer.kernels.sparse_linear import sparse_linear
@@ -33,6 +34,8 @@ __all__ = [
     "SparseWeight",
     "Sweep",
     "TreeSearch",
+    "WalkGraph",
+    "Walks",
     "activation_sparse_matmul",
     "block_sparse_attention",
     "block_sparse_state",
@@ -47,6 +50,7 @@ __all__ = [
     "pack",
     "pack_int8",
     "paged_dot",
+    "random_walks",
     "sddmm",
     "soft_votes",
     "sparse_gemv",
@@ -55,5 +59,6 @@ __all__ = [
     "spmm",
     "stripe_search",
     "top_indices",
+    "trace_walks",
     "tree_search",
 ]

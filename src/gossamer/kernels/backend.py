@@ -41,14 +41,14 @@ def native_module() -> ModuleType:
     return module
 
 
-def launch(kernel: str, *arguments: object) -> None:
-    """Call a native kernel by name.
+def launch(kernel: str, *arguments: object) -> object:
+    """Call a native kernel, or make a native record, by name.
 
     Tensors cross as DLPack capsules: handing over the tensor itself costs five times as much,
     which a decode step would notice.
     """
     crossing = (to_dlpack(part) if isinstance(part, Tensor) else part for part in arguments)
-    getattr(native_module(), kernel)(*crossing)
+    return getattr(native_module(), kernel)(*crossing)
 
 
 @cache

@@ -4,7 +4,6 @@ A real number x is stored as the integer ``q = round(x / scale) + zero_point``. 
 scale an output channel and zero point 0, activations one scale and zero point a tensor.
 """
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +13,9 @@ from torch import Tensor
 GROUPS = (1, 2, 4, 8, 16)
 QUAD = 4  # columns whose products are added at once
 MOST_COLUMNS = 2**16  # sums of as many products of bytes stay within int32
+READ_AHEAD = 64  # bytes that a kernel may read behind the last value
 BYTES = (torch.uint8, torch.int8)
+SCALES = (2.0**-100, 2.0**100)  # whose reciprocals float32 holds as well
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Affine:
     Parameters
     ----------
     scale : float
-        Positive.
+        From 2**-100 to 2**100.
     zero_point : int
         The byte that stands for 0; within the dtype's range.
     dtype : torch.dtype, default torch.uint8
@@ -49,8 +50,8 @@ class Affine:
     def __post_init__(self) -> None:
         if self.dtype not in BYTES:
             raise TypeError(f"expected dtype uint8 or int8, got {self.dtype}")
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise ValueError(f"expected scale to be positive and finite, got {self.scale}")
+        if not SCALES[0] <= self.scale <= SCALES[1]:
+            raise ValueError(f"expected scale in [2**-100, 2**100], got {self.scale}")
         low, high = self.limits
         if not low <= self.zero_point <= high:
             raise ValueError(f"expected zero_point in [{low}, {high}], got {self.zero_point}")
@@ -59,7 +60,7 @@ class Affine:
     def over(cls, low: float, high: float, dtype: torch.dtype = torch.uint8) -> "Affine":
         """Cover the interval from `low` to `high`, stretched to hold 0 exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / 255 or 1.0
+        scale = max((high - low) / 255, SCALES[0]) if high > low else 1.0
         least = 0 if dtype == torch.uint8 else -128
         return cls(scale, least + min(255, max(0, round(-low / scale))), dtype)
 
@@ -90,7 +91,9 @@ class Int8Weight:
         First quad of each line.
     quads : Tensor [quads, 4] int32
         Columns.
-    values : Tensor [quads, group, 4] int8
+    values : Tensor [4 * group * quads + 64] int8
+        Line after line; in a line row after row, in a row quad after quad. The rest is zero.
+    group : int
     scale : Tensor [M] float32
         Of each row: a weight is ``scale * value``.
     shape : (M, K)
@@ -105,13 +108,9 @@ class Int8Weight:
     starts: Tensor = field(repr=False)
     quads: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
+    group: int
     scale: Tensor = field(repr=False)
     shape: tuple[int, int]
-
-    @property
-    def group(self) -> int:
-        """Rows a line."""
-        return self.values.shape[1]
 
     @property
     def density(self) -> float:
@@ -127,12 +126,13 @@ class Int8Weight:
         """Return the bytes as int8 [M, K]."""
         rows, columns = self.shape
         lines = len(self.starts) - 1
-        line = torch.arange(lines).repeat_interleave(self.starts.diff())
+        at, line = _places(self.starts, self.group)
+        values = self.values[at]  # [quads, group, 4]
         dense = self.values.new_zeros(lines, self.group, max(1, columns))
-        # Fillers repeat a column with weight 0: adding leaves what is there.
-        at = self.quads.long()[:, None].expand(-1, self.group, -1)
-        rows_at = torch.arange(self.group)[:, None].expand(at.shape[1:])
-        dense.index_put_((line[:, None, None], rows_at, at), self.values, accumulate=True)
+        # Free slots repeat column 0 with weight 0: adding leaves what is there.
+        columns_at = self.quads.long()[:, None].expand_as(values)
+        rows_at = torch.arange(self.group)[:, None].expand_as(values)
+        dense.index_put_((line[:, None, None], rows_at, columns_at), values, accumulate=True)
         return dense.flatten(0, 1)[:rows, :columns]
 
     def dequantise(self) -> Tensor:
@@ -194,7 +194,19 @@ def pack_int8(weight: Tensor, *, group: int = 8) -> Int8Weight:
     total = int(starts[-1])
     at = torch.zeros(total * QUAD, dtype=torch.int32)
     at[slot] = column.int()
-    values = quantised.new_zeros(total * QUAD, group)
-    values[slot] = tiles[line, :, column]
-    values = values.unflatten(0, (total, QUAD)).mT.contiguous()
-    return Int8Weight(starts, at.unflatten(0, (total, QUAD)), values, scale, (rows, columns))
+    slots = quantised.new_zeros(total * QUAD, group)
+    slots[slot] = tiles[line, :, column]
+    values = quantised.new_zeros(total * QUAD * group + READ_AHEAD)
+    values[_places(starts, group)[0]] = slots.unflatten(0, (total, QUAD)).mT
+    return Int8Weight(starts, at.unflatten(0, (total, QUAD)), values, group, scale, (rows, columns))
+
+
+def _places(starts: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Where the values of each quad lie, int64 [quads, group, 4], and its line [quads]."""
+    counts = starts.diff()
+    line = torch.arange(len(counts)).repeat_interleave(counts)
+    begin, count = starts[line], counts[line]
+    rank = torch.arange(len(line)) - begin
+    row = torch.arange(group)
+    place = begin[:, None] * group + row * count[:, None] + rank[:, None]
+    return place[:, :, None] * QUAD + torch.arange(QUAD), line

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
+from gossamer.kernels import backend
 from gossamer.kernels.memory import empty_aligned, use_huge_pages
 from gossamer.patterns import NM, Unstructured, WeightPattern
 
@@ -118,6 +119,10 @@ class Support:
     offsets: Tensor
     columns: Tensor
     shape: tuple[int, int]
+
+    def __reduce__(self) -> tuple:
+        """Copy and pickle without the layouts that were worked out."""
+        return type(self), (self.offsets, self.columns, self.shape)
 
     @property
     def column_indices(self) -> Tensor:
@@ -264,6 +269,10 @@ class PackedWeight:
     support: Support = field(repr=False)
     pattern: WeightPattern
 
+    def __reduce__(self) -> tuple:
+        """Copy and pickle without what was worked out for a kernel."""
+        return type(self), (self.values, self.support, self.pattern)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(M, K)."""
@@ -330,6 +339,13 @@ class PackedWeight:
     def panel_values(self) -> Tensor:
         """The values in the order of the support's panels, float32 [units, group], 0 between."""
         return self._placed(self.support.panels.entries)
+
+    @cached_property
+    def native_panels(self) -> object:
+        """The panels as the native kernels hold them."""
+        panels = self.support.panels
+        layout = panels.starts, panels.lines, panels.counts, panels.columns
+        return backend.launch("PanelWeight", panels.width, *layout, self.panel_values)
 
     @cached_property
     def slice_values(self) -> Tensor:

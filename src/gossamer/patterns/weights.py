@@ -142,11 +142,12 @@ class Channel(WeightPattern):
     def _slices(self, x: Tensor) -> Tensor:  # [channels, weights]
         if not -x.ndim <= self.dim < x.ndim:
             raise ValueError(f"expected a shape that has {self}, got {tuple(x.shape)}")
-        return x.movedim(self.dim, 0).reshape(x.shape[self.dim], -1)
+        x = x.movedim(self.dim, 0)
+        return x.reshape(x.shape[0], x.shape[1:].numel())
 
 
 def _whole(units: Tensor, pattern: WeightPattern) -> Tensor:
     kept = units.any(-1)
-    if not torch.equal(kept, units.all(-1)):
+    if not torch.equal(kept[..., None].expand_as(units), units):
         raise ValueError(f"expected a mask of {pattern}, got one that keeps a unit in part")
     return kept

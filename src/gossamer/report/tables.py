@@ -1,5 +1,6 @@
 """Results as tables: every cell is worded here, for the terminal and for the page alike."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -8,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gossamer.inference import LayerReport
 from gossamer.reproduce import Claim, Evidence
 
 STOCK, DENSE = "stock", "dense"
@@ -151,6 +153,83 @@ def evidence_table(evidence: Evidence) -> Table:
             Text(figure(claim.ours)),
             Text(claim.criterion),
             Text(holds.text, style=_STYLES[holds.tone]),
+        )
+    return table
+
+
+def figures_table(document: Mapping[str, Any]) -> Table:
+    """Lay out a kernel benchmark for the terminal.
+
+    Parameters
+    ----------
+    document : mapping
+        What ``gossamer bench`` writes.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = _table(
+        f"{document['suite'].capitalize()} kernels",
+        f"{document['machine']}, {document['threads']} threads, medians of "
+        f"{document['repeats']} interleaved rounds",
+    )
+    table.add_column("Measured", ratio=1)
+    for name in ("Density", "ms", "Baseline ms", "Ratio", "Spread", "Bar"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Holds", no_wrap=True)
+    for row in document["figures"]:
+        times = (row["milliseconds"], row["baseline_milliseconds"])
+        bar, holds = row["bar"], row["holds"]
+        table.add_row(
+            Text(row["name"]),
+            f"{row['density']:.3f}",
+            *(MISSING if ms is None else f"{ms:.2f}" for ms in times),
+            f"{row['ratio']:.2f}",
+            f"{row['spread']:.2f}",
+            MISSING if bar is None else f"{bar:.2f}",
+            MISSING if holds is None else "yes" if holds else "NO",
+        )
+    return table
+
+
+def layers_table(layers: Sequence[LayerReport]) -> Table:
+    """Lay out what `gossamer.inference.compile` chose, one row a layer.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+        As ``SparseModel.report()`` returns them.
+
+    Returns
+    -------
+    rich.table.Table
+
+    Examples
+    --------
+    >>> layer = LayerReport("conv", (8, 4, 1, 1), (1, 8, 5, 5), 0.25, "spmm", 200, 0.5, 1.0)
+    >>> layers_table([layer]).row_count
+    1
+    """
+    kernels = Counter(layer.kernel for layer in layers)
+    listed = ", ".join(f"{name} {count}" for name, count in kernels.most_common())
+    multiplied = sum(layer.multiplications for layer in layers) / 1e6
+    table = _table(f"{len(layers)} layers", f"{listed}; {multiplied:.1f} million multiplications")
+    table.add_column("Layer", no_wrap=True)
+    for name in ("Weight", "Output", "Density", "Kernel", "Sparse", "Dense", "Gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in layers:
+        sparse, dense = layer.sparse_ms, layer.dense_ms
+        gain = dense / sparse if sparse and dense else None
+        table.add_row(
+            Text(layer.name, style="bold"),
+            "x".join(map(str, layer.weight)),
+            "x".join(map(str, layer.output)),
+            share(layer.density),
+            layer.kernel,
+            milliseconds(sparse),
+            milliseconds(dense),
+            Text(speedup(gain), style=_STYLES["better" if gain and gain > 1 else "plain"]),
         )
     return table
 

@@ -13,14 +13,9 @@ Examples
 ... )
 """
 
-import pickle
-import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import FrozenInstanceError, fields
 from hashlib import sha256
-from math import inf
 from typing import Any
 
 import torch
@@ -30,6 +25,7 @@ from gossamer.attention import AttentionMethod, DenseAttention, LayerState, use
 from gossamer.attention.rotary import rotate
 from gossamer.testing.bounds import budget, check_close
 from gossamer.testing.inputs import AttentionShape, attention_inputs, rotary_tables
+from gossamer.testing.records import check_documented, check_record, check_refusals, expect
 
 TOKENS = 128  # of every prompt here: a method under test should skip something at that length
 _SIZES = {
@@ -169,48 +165,6 @@ def check_attention_method(
     check_cache(method, tiny_llama())
 
 
-def check_record(method: AttentionMethod) -> None:
-    """Check a frozen record: it only stores its parameters, and every copy equals it."""
-    kind = type(method)
-    stored = {field.name: getattr(method, field.name) for field in fields(method)}
-    _expect(vars(method) == stored, f"{kind.__name__} stores more than its parameters")
-    with suppress(FrozenInstanceError):
-        setattr(method, next(iter(stored), "anything"), None)
-        raise AssertionError(f"expected a frozen dataclass, but {kind.__name__} can be changed")
-    copies = {
-        "its parameters": kind(**stored),
-        "its repr": eval(repr(method), {kind.__name__: kind, "inf": inf}),
-        "a pickle": pickle.loads(pickle.dumps(method)),
-        "a deep copy": deepcopy(method),
-    }
-    for source, copy in copies.items():
-        same = copy == method and hash(copy) == hash(method)
-        _expect(same, f"{method} made from {source} gives {copy}")
-
-
-def check_documented(kind: type[AttentionMethod]) -> None:
-    """Check that the class docstring explains every parameter and has an example."""
-    text = kind.__doc__ or ""
-    _expect(">>> " in text, f"{kind.__name__} has no example in its docstring")
-    for field in fields(kind):
-        listed = re.search(rf"^    (\w+, )*{field.name}(, \w+)* : ", text, re.MULTILINE)
-        _expect(listed is not None, f"{kind.__name__} does not document {field.name}")
-
-
-def check_refusals(
-    kind: type[AttentionMethod], refused: Iterable[tuple[Mapping[str, Any], str]]
-) -> None:
-    """Check that the constructor refuses parameters with a ValueError that says why."""
-    for parameters, pattern in refused:
-        call = f"{kind.__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"
-        try:
-            kind(**parameters)
-        except ValueError as error:
-            _expect(re.search(pattern, str(error)) is not None, f"{call} says {error!s}")
-        else:
-            raise AssertionError(f"expected {call} to raise ValueError, it did not")
-
-
 def check_layer(method: AttentionMethod) -> None:
     """Check prompt, chunk and decode step on tensors, in float32 and bfloat16.
 
@@ -224,18 +178,18 @@ def check_layer(method: AttentionMethod) -> None:
             output = run_layer(method, q, k, v)
             case = f"{method} with {q_len} queries in {dtype}"
             same = output.shape == q.shape and output.dtype == dtype
-            _expect(same, f"{case} gives {output.dtype} {list(output.shape)}")
-            _expect(bool(output.isfinite().all()), f"{case} gives NaN or infinity")
-            _expect(all(map(torch.equal, (q, k, v), before)), f"{case} changes its inputs")
+            expect(same, f"{case} gives {output.dtype} {list(output.shape)}")
+            expect(bool(output.isfinite().all()), f"{case} gives NaN or infinity")
+            expect(all(map(torch.equal, (q, k, v), before)), f"{case} changes its inputs")
             for b in range(2):
                 alone = run_layer(method, q[b : b + 1], k[b : b + 1], v[b : b + 1])
-                _expect(torch.equal(alone[0], output[b]), f"{case} mixes sequences of a batch")
+                expect(torch.equal(alone[0], output[b]), f"{case} mixes sequences of a batch")
             before = torch.get_num_threads()
             try:
                 for threads in range(1, 3 if q_len == 40 else 2):
                     torch.set_num_threads(threads)
                     again = torch.equal(run_layer(method, q, k, v), output)
-                    _expect(again, f"{case} gives other bits on {threads} threads")
+                    expect(again, f"{case} gives other bits on {threads} threads")
             finally:
                 torch.set_num_threads(before)
 
@@ -249,7 +203,7 @@ def check_dense_limit(full: AttentionMethod, model: Any) -> None:
         plain, exact = tiny(ids).logits, deepcopy(tiny).double()(ids).logits
         with use(tiny, full) as attachment, attachment.metered() as meter:
             check_close(tiny(ids).logits, exact, budget(plain, exact), f"{full} in {dtype}")
-        _expect(meter.density == 1.0, f"expected {full} to cover every key, got {meter.density:g}")
+        expect(meter.density == 1.0, f"expected {full} to cover every key, got {meter.density:g}")
 
 
 @torch.no_grad()
@@ -299,10 +253,10 @@ def check_generate(method: AttentionMethod, full: AttentionMethod, model: Any) -
         stock = write(rows, options)
         with use(model, full):
             found = write(rows, options)
-        _expect(torch.equal(found, stock), f"{full} writes {found.tolist()}, not {stock.tolist()}")
+        expect(torch.equal(found, stock), f"{full} writes {found.tolist()}, not {stock.tolist()}")
         with use(model, method):
             again = torch.equal(write(rows, options), write(rows, options))
-        _expect(again, f"{method} writes something else the second time")
+        expect(again, f"{method} writes something else the second time")
 
 
 @torch.no_grad()
@@ -313,7 +267,7 @@ def check_restores(method: AttentionMethod, model: Any) -> None:
     dense = DenseAttention()
 
     def check(after: str) -> None:
-        _expect(_fingerprint(model, ids) == before, f"{method} leaves a trace after {after}")
+        expect(_fingerprint(model, ids) == before, f"{method} leaves a trace after {after}")
 
     with use(model, dense):
         expected = model(ids).logits
@@ -328,11 +282,11 @@ def check_restores(method: AttentionMethod, model: Any) -> None:
         check("an error")
     with use(model, method):
         with use(model, dense):
-            _expect(torch.equal(model(ids).logits, expected), f"{method} attends inside {dense}")
-        _expect(torch.equal(model(ids).logits, sparse), f"{method} is gone after {dense} inside")
+            expect(torch.equal(model(ids).logits, expected), f"{method} attends inside {dense}")
+        expect(torch.equal(model(ids).logits, sparse), f"{method} is gone after {dense} inside")
     check("nesting")
     with method.attach(model):
-        _expect(torch.equal(model(ids).logits, sparse), f"{method} attached differs from used")
+        expect(torch.equal(model(ids).logits, sparse), f"{method} attached differs from used")
     check("attach")
     below = method.attach(model)
     method.attach(model)
@@ -361,20 +315,15 @@ def check_cache(method: AttentionMethod, model: Any) -> None:
         decode(cache, first)
         cache.rollback(mark)
         again = torch.equal(decode(cache, second), fresh[1])
-        _expect(again, f"{method} decodes differently after a rollback")
+        expect(again, f"{method} decodes differently after a rollback")
         cache.rollback(mark)
         branch = cache.fork()
         again = torch.equal(decode(branch, first), fresh[0])
-        _expect(again, f"{method} decodes differently on a fork")
+        expect(again, f"{method} decodes differently on a fork")
         copies = [layer.store.copies for layer in (*branch.layers, *cache.layers)]
-        _expect(not any(copies), f"a fork of {method} copied the past")
+        expect(not any(copies), f"a fork of {method} copied the past")
         again = cache.mark() == mark and torch.equal(decode(cache, second), fresh[1])
-        _expect(again, f"{method} decodes differently after its fork has grown")
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
+        expect(again, f"{method} decodes differently after its fork has grown")
 
 
 def _rounding(model: Any, ids: Tensor) -> float:

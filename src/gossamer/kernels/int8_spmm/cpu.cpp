@@ -1,9 +1,10 @@
 // Group-sparse int8 weight times byte matrix: the bytes of the four columns of a quad are
 // interleaved once, so that every position's four lie together for all rows of the group.
 //
-// A quad costs W * 4 positions four loads, eight shuffles and four stores, and each of its rows
-// four dot products of 4 W bytes. Dot products and shuffles share two ports where there are dot
-// products of bytes, so groups of g rows reach g / (g + 2) of the peak: 64 multiply-adds a port.
+// A quad of W * 4 positions costs four loads, eight shuffles and four stores, then each of its rows
+// four dot products of 4 W bytes: with dot products of bytes (VNNI) 64 multiply-adds an
+// instruction, and tiles (AMX) do 16 rows of 16 quads at once, so that shuffles are the limit.
+#include "../native/amx.hpp"
 #include "../native/params.hpp"
 #include "../native/simd.hpp"
 
@@ -16,13 +17,15 @@ namespace {
 
 constexpr int POSITIONS = 4 * W;       // a strip: one vector of bytes
 constexpr int WIDE = W >= 16 ? 4 : 2;  // vectors of sums a row keeps in registers
-constexpr int64_t TASK_GROUPS = 256;   // at most, so that few rows still make many tasks
+constexpr int64_t TASK_LINES = 256;    // at most, so that few rows still make many tasks
 constexpr float MAGIC = 12582912.0f;   // 1.5 * 2^23: adding it rounds to the nearest integer
 
-typedef uint8_t Bytes __attribute__((vector_size(POSITIONS)));
+typedef uint8_t Bytes __attribute__((vector_size(POSITIONS), may_alias));
 typedef uint8_t LooseBytes __attribute__((vector_size(POSITIONS), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(POSITIONS)));
+typedef int32_t AnyInts __attribute__((vector_size(POSITIONS), may_alias));
 typedef int32_t LooseInts __attribute__((vector_size(POSITIONS), aligned(4), may_alias));
+typedef int32_t LooseInt __attribute__((aligned(1), may_alias));
 typedef uint8_t FewBytes __attribute__((vector_size(W), aligned(1), may_alias));
 
 // Within each 128-bit lane, units of `Size` bytes of the lower or upper half of a and b in turn.
@@ -104,28 +107,49 @@ GOSSAMER_INLINE IntVec add_dot(IntVec sum, const Positions &x, const Weights &w)
 }
 #endif
 
-GOSSAMER_INLINE Vec clamped(const Int8SpmmArgs &a, IntVec sum, int64_t row) {
-    Vec v = __builtin_convertvector(sum, Vec) * broadcast(a.factor[row]) + broadcast(a.offset[row]);
-    const Vec low = broadcast(a.low), high = broadcast(a.high);
-    v = v < low ? low : v;
-    return v > high ? high : v;
+GOSSAMER_INLINE void put_bytes(uint8_t *to, IntVec v) {
+    *reinterpret_cast<FewBytes *>(to) = __builtin_convertvector(v & 0xff, FewBytes);
 }
+GOSSAMER_INLINE void put_words(int32_t *to, IntVec v) { *reinterpret_cast<LooseInts *>(to) = v; }
 
-// `count` <= W sums of a row go to `to`.
-GOSSAMER_INLINE void put_sums(const Int8SpmmArgs &a, IntVec sum, int64_t row, int64_t at,
-                              int64_t count) {
-    if (a.kind == Sums::uint8 || a.kind == Sums::int8) {
-        const Vec rounded = clamped(a, sum, row) + MAGIC;
-        const IntVec whole = reinterpret_cast<IntVec>(rounded) ^ (a.kind == Sums::int8 ? 0x80 : 0);
-        const FewBytes bytes = __builtin_convertvector(whole & 0xff, FewBytes);
-        memcpy(static_cast<uint8_t *>(a.out) + at, &bytes, static_cast<size_t>(count));
+// `width` of the N vectors of a row's sums, as T.
+template <class T, int N, class Put>
+GOSSAMER_INLINE void put_vectors(T *to, const IntVec (&v)[N], int64_t width, const Put &put) {
+    if (width >= N * W) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) put(to + n * W, v[n]);
         return;
     }
-    if (a.kind == Sums::float32) sum = reinterpret_cast<IntVec>(clamped(a, sum, row));
-    memcpy(static_cast<int32_t *>(a.out) + at, &sum, static_cast<size_t>(4 * count));
+    alignas(64) T all[N * W];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) put(all + n * W, v[n]);
+    for (int64_t i = 0; i < width; ++i) to[i] = all[i];
 }
 
-// R rows of a group at one strip of `vectors` vectors.
+template <int N>
+GOSSAMER_INLINE void put_row(const Int8SpmmArgs &a, IntVec (&v)[N], int64_t row, int64_t at,
+                             int64_t width) {
+    if (a.kind != Sums::int32) {
+        const Vec factor = broadcast(a.factor[row]), offset = broadcast(a.offset[row]);
+        const Vec low = broadcast(a.low), high = broadcast(a.high);
+        // Adding MAGIC leaves a clamped result, rounded, in the lowest byte.
+        const Vec shift = broadcast(a.kind == Sums::float32 ? 0.0f : MAGIC);
+        const IntVec flip = IntVec{} + (a.kind == Sums::int8 ? 0x80 : 0);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            Vec real = __builtin_convertvector(v[n], Vec) * factor + offset;
+            real = real < low ? low : real;
+            real = real > high ? high : real;
+            v[n] = reinterpret_cast<IntVec>(real + shift) ^ flip;
+        }
+    }
+    if (a.kind == Sums::uint8 || a.kind == Sums::int8)
+        put_vectors(static_cast<uint8_t *>(a.out) + at, v, width, put_bytes);
+    else
+        put_vectors(static_cast<int32_t *>(a.out) + at, v, width, put_words);
+}
+
+// R rows of a line at N vectors of a strip; `values` are those of the first of the rows.
 template <int R, int N>
 GOSSAMER_INLINE void multiply(const Int8SpmmArgs &a, const uint8_t *x, const int8_t *values,
                               int64_t quads, int64_t row, int64_t rows, int64_t to, int64_t width) {
@@ -134,41 +158,43 @@ GOSSAMER_INLINE void multiply(const Int8SpmmArgs &a, const uint8_t *x, const int
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) sums[r][n] = IntVec{} + (r < rows ? a.begin[row + r] : 0);
-    for (int64_t q = 0; q < quads; ++q, x += 4 * POSITIONS, values += 4 * a.group) {
-        int32_t quad[R];
-        memcpy(quad, values, sizeof quad);
+    const auto *quad = reinterpret_cast<const LooseInt *>(values);
+    for (int64_t q = 0; q < quads; ++q, x += 4 * POSITIONS, ++quad) {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
-            const Positions p(*reinterpret_cast<const IntVec *>(x + n * POSITIONS));
+            const Positions p(*reinterpret_cast<const AnyInts *>(x + n * POSITIONS));
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sums[r][n] = add_dot(sums[r][n], p, Weights(quad[r]));
+            for (int r = 0; r < R; ++r)
+                sums[r][n] = add_dot(sums[r][n], p, Weights(quad[r * quads]));
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-        if (r >= rows) break;
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-            if (n * W < width)
-                put_sums(a, sums[r][n], row + r, to + r * a.out_row + n * W,
-                         min64(W, width - n * W));
-    }
+    for (int r = 0; r < R; ++r)
+        if (r < rows) put_row(a, sums[r], row + r, to + r * a.out_row, width);
 }
 
+// One line at one strip.
+struct Line {
+    const uint8_t *strip;
+    const int32_t *columns;    // [quads, 4]
+    const int8_t *values;      // [group, quads, 4]
+    int64_t quads, row, rows;  // `rows` of the line are in the matrix
+    int64_t to, width;
+    uint8_t *x;  // room for the interleaved bytes of all quads
+};
+
 template <int R>
-static void multiply_strip(const Int8SpmmArgs &a, const uint8_t *x, int64_t group, int64_t to,
-                           int64_t width) {
-    const int64_t quads = a.starts[group + 1] - a.starts[group];
-    const int64_t rows = min64(a.group, a.rows - group * a.group);
-    for (int64_t r = 0; r < rows; r += R) {
-        const int64_t row = group * a.group + r;
-        const int8_t *values = a.values + (a.starts[group] * a.group + r) * 4;
-        for (int64_t c = 0; c < width; c += WIDE * W) {
+static void multiply_line(const Int8SpmmArgs &a, const Line &line) {
+    for (int64_t q = 0; q < line.quads; ++q)
+        interleave(line.strip, line.columns + 4 * q, line.x + q * 4 * POSITIONS);
+    for (int64_t r = 0; r < line.rows; r += R) {
+        const int8_t *values = line.values + r * line.quads * 4;
+        for (int64_t c = 0; c < line.width; c += WIDE * W) {
             const auto go = [&](auto n) {
-                multiply<R, n()>(a, x + c * 4, values, quads, row, rows - r, to + r * a.out_row + c,
-                                 width - c);
+                multiply<R, n()>(a, line.x + c * 4, values, line.quads, line.row + r, line.rows - r,
+                                 line.to + r * a.out_row + c, line.width - c);
             };
-            const int64_t vectors = ceil_div(width - c, W);
+            const int64_t vectors = ceil_div(line.width - c, W);
             if (vectors >= WIDE)
                 go(std::integral_constant<int, WIDE>{});
             else if (vectors == 3)
@@ -181,7 +207,66 @@ static void multiply_strip(const Int8SpmmArgs &a, const uint8_t *x, int64_t grou
     }
 }
 
-// Strips of one width share the vectors there are, so that none is nearly empty.
+#if defined(__AMX_INT8__)
+// Lines of 8 or 16 rows as tiles: 16 quads of each row, times 16 quads of 16 positions.
+constexpr int64_t TILE_QUADS = 16;
+
+struct Tiles {
+    explicit Tiles(int64_t rows) {
+        TileShape shape;
+        for (int i = 0; i < 5; ++i) shape.rows[i] = static_cast<uint8_t>(rows);
+        _tile_loadconfig(&shape);
+    }
+    ~Tiles() { _tile_release(); }
+};
+
+static void multiply_tiles(const Int8SpmmArgs &a, const Line &line) {
+    alignas(64) int32_t sums[4][16][W];
+    const int64_t stride = 4 * line.quads;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t q = 0; q < line.quads; q += TILE_QUADS) {
+        // A few quads at a time stay in the first-level cache; the next go elsewhere.
+        uint8_t *x = line.x + q / TILE_QUADS % 2 * TILE_QUADS * 4 * POSITIONS;
+        const int64_t count = min64(TILE_QUADS, line.quads - q);
+        for (int64_t i = 0; i < count; ++i)
+            interleave(line.strip, line.columns + 4 * (q + i), x + i * 4 * POSITIONS);
+        // Behind a row's last quad come other weights, but zeros to multiply them with.
+        memset(x + count * 4 * POSITIONS, 0,
+               static_cast<size_t>((TILE_QUADS - count) * 4 * POSITIONS));
+        _tile_loadd(4, line.values + 4 * q, stride);
+        _tile_loadd(5, x, 4 * POSITIONS);
+        _tile_dpbsud(0, 4, 5);
+        if (line.width > W) {
+            _tile_loadd(6, x + POSITIONS, 4 * POSITIONS);
+            _tile_dpbsud(1, 4, 6);
+        }
+        if (line.width > 2 * W) {
+            _tile_loadd(7, x + 2 * POSITIONS, 4 * POSITIONS);
+            _tile_dpbsud(2, 4, 7);
+        }
+        if (line.width > 3 * W) {
+            _tile_loadd(5, x + 3 * POSITIONS, 4 * POSITIONS);
+            _tile_dpbsud(3, 4, 5);
+        }
+    }
+    _tile_stored(0, sums[0], POSITIONS);
+    _tile_stored(1, sums[1], POSITIONS);
+    _tile_stored(2, sums[2], POSITIONS);
+    _tile_stored(3, sums[3], POSITIONS);
+    for (int64_t r = 0; r < line.rows; ++r) {
+        IntVec row[4];
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n)
+            row[n] = *reinterpret_cast<const AnyInts *>(sums[n][r]) + a.begin[line.row + r];
+        put_row(a, row, line.row + r, line.to + r * a.out_row, line.width);
+    }
+}
+#endif
+
+// Strips share the vectors there are, so that none is nearly empty.
 struct Span {
     int64_t begin, width;
 };
@@ -191,42 +276,74 @@ GOSSAMER_INLINE Span span(int64_t strip, int64_t strips, int64_t width) {
     return {begin, min64(width, (strip + 1) * vectors / strips * W) - begin};
 }
 
-static void copy_in(const Int8SpmmArgs &a, const uint8_t *from, int64_t width, uint8_t *to) {
-    const Bytes flip = Bytes{} + a.flip;
-    for (int64_t k = 0; k < a.columns; ++k, from += a.dense_row, to += POSITIONS) {
-        Bytes bytes{};
-        if (width == POSITIONS)
-            bytes = *reinterpret_cast<const LooseBytes *>(from);
-        else
-            memcpy(&bytes, from, static_cast<size_t>(width));
-        *reinterpret_cast<IntVec *>(to) = spread(reinterpret_cast<IntVec>(bytes ^ flip), Lanes{});
-    }
+GOSSAMER_INLINE Bytes read_bytes(const Int8SpmmArgs &a, const uint8_t *from, int64_t width) {
+    Bytes bytes{};
+    if (width == POSITIONS)
+        bytes = *reinterpret_cast<const LooseBytes *>(from);
+    else
+        memcpy(&bytes, from, static_cast<size_t>(width));
+    return bytes ^ (Bytes{} + a.flip);
 }
 
-template <int R>
-static void run(const Int8SpmmArgs &a) {
-    const int64_t groups = ceil_div(a.rows, a.group), strips = ceil_div(a.width, POSITIONS);
+GOSSAMER_INLINE Bytes read_bytes(const Int8SpmmArgs &a, const float *from, int64_t width) {
+    alignas(64) float all[POSITIONS];
+    alignas(64) uint8_t bytes[POSITIONS];
+    if (width < POSITIONS) {
+        memset(all, 0, sizeof all);
+        memcpy(all, from, sizeof(float) * static_cast<size_t>(width));
+        from = all;
+    }
+    const Vec inverse = broadcast(a.inverse), zero = broadcast(a.zero);
+    const Vec low = broadcast(0.0f), high = broadcast(255.0f);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+        Vec byte = load(from + n * W) * inverse + zero;
+        byte = byte > low ? byte : low;  // NaN becomes 0
+        byte = byte < high ? byte : high;
+        put_bytes(bytes + n * W, reinterpret_cast<IntVec>(byte + broadcast(MAGIC)));
+    }
+    return *reinterpret_cast<const Bytes *>(bytes);
+}
+
+template <class T>
+static void copy_in(const Int8SpmmArgs &a, const T *from, int64_t width, uint8_t *to) {
+    for (int64_t k = 0; k < a.columns; ++k, from += a.dense_row, to += POSITIONS)
+        *reinterpret_cast<AnyInts *>(to) =
+            spread(reinterpret_cast<IntVec>(read_bytes(a, from, width)), Lanes{});
+}
+
+template <class Multiply>
+static void run(const Int8SpmmArgs &a, const Multiply &multiply) {
+    const int64_t lines = ceil_div(a.rows, a.group), strips = ceil_div(a.width, POSITIONS);
     const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, max64(1, a.batch * strips));
-    const int64_t task = max64(1, min64(TASK_GROUPS, ceil_div(groups, wanted)));
-    const int64_t parts = ceil_div(groups, task);
-    int64_t longest = 0;
-    for (int64_t g = 0; g < groups; ++g) longest = max64(longest, a.starts[g + 1] - a.starts[g]);
+    const int64_t task = max64(1, min64(TASK_LINES, ceil_div(lines, wanted)));
+    const int64_t parts = ceil_div(lines, task);
+    int64_t longest = 2 * 16;  // the tiles' room
+    for (int64_t g = 0; g < lines; ++g) longest = max64(longest, a.starts[g + 1] - a.starts[g]);
 #pragma omp parallel num_threads(a.threads)
     {
         Scratch scratch(static_cast<size_t>((a.columns + 4 * longest) * POSITIONS));
         uint8_t *strip = scratch.take<uint8_t>(a.columns * POSITIONS);
-        uint8_t *quads = scratch.take<uint8_t>(4 * longest * POSITIONS);
+        uint8_t *x = scratch.take<uint8_t>(4 * longest * POSITIONS);
+#if defined(__AMX_INT8__)
+        const Tiles tiles(min64(16, a.group));
+#endif
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < a.batch * strips * parts; ++i) {
             const int64_t batch = i / parts / strips;
             const auto [begin, width] = span(i / parts % strips, strips, a.width);
-            copy_in(a, a.dense + batch * a.dense_batch + begin, width, strip);
-            const int64_t end = min64(groups, (i % parts + 1) * task);
+            const int64_t from = batch * a.dense_batch + begin;
+            if (a.real)
+                copy_in(a, static_cast<const float *>(a.dense) + from, width, strip);
+            else
+                copy_in(a, static_cast<const uint8_t *>(a.dense) + from, width, strip);
+            const int64_t end = min64(lines, (i % parts + 1) * task);
             for (int64_t g = i % parts * task; g < end; ++g) {
-                for (int64_t q = a.starts[g]; q < a.starts[g + 1]; ++q)
-                    interleave(strip, a.quads + 4 * q, quads + (q - a.starts[g]) * 4 * POSITIONS);
-                multiply_strip<R>(a, quads, g,
-                                  batch * a.out_batch + g * a.group * a.out_row + begin, width);
+                const int64_t first = a.starts[g], quads = a.starts[g + 1] - first;
+                const int64_t row = g * a.group;
+                multiply(Line{strip, a.quads + 4 * first, a.values + first * a.group * 4, quads,
+                              row, min64(a.group, a.rows - row),
+                              batch * a.out_batch + row * a.out_row + begin, width, x});
             }
         }
     }
@@ -235,12 +352,15 @@ static void run(const Int8SpmmArgs &a) {
 }  // namespace
 
 void int8_spmm(const Int8SpmmArgs &a) {
+#if defined(__AMX_INT8__)
+    if (a.group >= 8) return run(a, [&](const Line &line) { multiply_tiles(a, line); });
+#endif
     if (a.group >= 4)
-        run<4>(a);
+        run(a, [&](const Line &line) { multiply_line<4>(a, line); });
     else if (a.group == 2)
-        run<2>(a);
+        run(a, [&](const Line &line) { multiply_line<2>(a, line); });
     else
-        run<1>(a);
+        run(a, [&](const Line &line) { multiply_line<1>(a, line); });
 }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -65,10 +65,10 @@ bool has_amx() {
     if (!has_avx512vnni()) return false;
     unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24);
+    const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24), bytes = edx & (1u << 25);
     if (!__builtin_cpu_supports("avx512vbmi2")) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;
-    return bf16 && tile && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return bf16 && tile && bytes && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 #endif
 
@@ -281,6 +281,30 @@ void stripe_search(const Array &key, const Array &pooled, const Array &threshold
     active->kernels->stripe_search(s);
 }
 
+void random_walks(const Array &rows, const Array &neighbour, const Array &resistance,
+                  const Array &source, const Array &target, const Array &limit, int64_t walkers,
+                  int64_t max_steps, bool best, uint64_t seed, const Array &found,
+                  const Array &walker, const Array &steps, int threads) {
+    RandomWalksArgs r{};
+    r.rows = static_cast<const int64_t *>(rows.data());
+    r.neighbour = static_cast<const int32_t *>(neighbour.data());
+    r.resistance = static_cast<const float *>(resistance.data());
+    r.edges = static_cast<int64_t>(source.shape(0));
+    r.source = static_cast<const int64_t *>(source.data());
+    r.target = static_cast<const int64_t *>(target.data());
+    r.limit = static_cast<const float *>(limit.data());
+    r.walkers = walkers;
+    r.max_steps = max_steps;
+    r.best = best;
+    r.seed = seed;
+    r.found = static_cast<float *>(found.data());
+    r.walker = static_cast<int32_t *>(walker.data());
+    r.steps = static_cast<int32_t *>(steps.data());
+    r.threads = threads;
+    nb::gil_scoped_release release;
+    active->kernels->random_walks(r);
+}
+
 // Row bit masks [rows, words] to CSR: fills offsets [rows + 1]; indices when given.
 void bits_to_csr(const Array &hits, const Array &offsets, const MaybeArray &indices) {
     const auto *bits = static_cast<const uint64_t *>(hits.data());
@@ -324,6 +348,7 @@ NB_MODULE(_native, m) {
     m.def("soft_votes", &g::soft_votes);
     m.def("top_indices", &g::top_indices);
     m.def("stripe_search", &g::stripe_search);
+    m.def("random_walks", &g::random_walks);
     m.def("bits_to_csr", &g::bits_to_csr);
     g::bind_weights(m);
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "walk_params.hpp"
 #include "weight_params.hpp"
 
 namespace gossamer {
@@ -118,6 +119,7 @@ struct StripeSearchArgs {
     entry(soft_votes, SoftVotesArgs)             \
     entry(top_indices, TopIndicesArgs)           \
     entry(stripe_search, StripeSearchArgs)       \
+    entry(random_walks, RandomWalksArgs)         \
     GOSSAMER_WEIGHT_KERNELS(entry)
 // clang-format on
 

@@ -42,16 +42,18 @@ enum class Sums : int { int32 = 0, float32 = 1, uint8 = 2, int8 = 3 };
 // An int8 weight in groups of rows that share their columns, times uint8 or int8 positions;
 // gossamer.kernels.int8_weight.Int8Weight describes the tensors.
 struct Int8SpmmArgs {
-    const uint8_t *dense;  // [batch, columns, width], read as dense ^ flip
-    void *out;             // [batch, rows, width]
-    Sums kind;             // of `out`
+    const void *dense;  // [batch, columns, width] bytes, read as bytes ^ flip, or float32
+    bool real;          // float32, read as the byte nearest to value * inverse + zero
+    float inverse, zero;
+    uint8_t flip;
+    void *out;  // [batch, rows, width]
+    Sums kind;  // of `out`
     int64_t batch, rows, columns, width;
     int64_t dense_batch, dense_row, out_batch, out_row;  // strides in elements
-    uint8_t flip;
     int64_t group;
-    const int64_t *starts;         // [groups + 1]
+    const int64_t *starts;         // [lines + 1]
     const int32_t *quads;          // [quads, 4]
-    const int8_t *values;          // [quads, group, 4]
+    const int8_t *values;          // of each line [group, quads of the line, 4]
     const int32_t *begin;          // [rows]: what sums begin with
     const float *factor, *offset;  // [rows]: of a sum on its way out, unless it stays an integer
     float low, high;               // results are clamped to
@@ -160,6 +162,14 @@ struct MaskSwapsArgs {
     int threads;
 };
 
+// out = left + right.
+struct AddArgs {
+    const float *left, *right;
+    float *out;
+    int64_t count;
+    int threads;
+};
+
 }  // namespace gossamer
 
 // clang-format off
@@ -174,5 +184,6 @@ struct MaskSwapsArgs {
     entry(depthwise_conv, DepthwiseConvArgs) \
     entry(sparsegpt_sweep, SparsegptSweepArgs) \
     entry(mask_swaps, MaskSwapsArgs) \
+    entry(add, AddArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

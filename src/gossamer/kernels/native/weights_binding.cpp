@@ -1,7 +1,10 @@
 // The binding of the kernels of sparse weights.
 #include <nanobind/stl/optional.h>
 
+#include <functional>
+#include <initializer_list>
 #include <limits>
+#include <vector>
 
 #include "binding.hpp"
 
@@ -35,17 +38,35 @@ const T *tensor(const Array &t) {
     return static_cast<const T *>(t.data());
 }
 
-void spmm(int64_t panel, const Array &starts, const Array &lines, const Array &counts,
-          const Array &columns, const Array &values, const Array &dense, const Array &out,
-          const MaybeArray &bias, float low, float high, int threads) {
-    const SpmmArgs a{strips(dense, out, bias, low, high, threads),
-                     static_cast<int64_t>(values.shape(1)),
-                     tensor<int64_t>(starts),
-                     panel,
-                     tensor<int16_t>(lines),
-                     tensor<int16_t>(counts),
-                     tensor<uint8_t>(columns),
-                     tensor<float>(values)};
+// The panels of a weight, taken over once: crossing from Python costs as much as a small product.
+struct PanelWeight {
+    PanelWeight(int64_t panel, Array starts, Array lines, Array counts, Array columns, Array values)
+        : panel(panel),
+          starts(starts),
+          lines(lines),
+          counts(counts),
+          columns(columns),
+          values(values) {}
+
+    SpmmArgs times(const Array &dense, const Array &out, const MaybeArray &bias, float low,
+                   float high, int threads) const {
+        return {strips(dense, out, bias, low, high, threads),
+                static_cast<int64_t>(values.shape(1)),
+                tensor<int64_t>(starts),
+                panel,
+                tensor<int16_t>(lines),
+                tensor<int16_t>(counts),
+                tensor<uint8_t>(columns),
+                tensor<float>(values)};
+    }
+
+    int64_t panel;
+    Array starts, lines, counts, columns, values;
+};
+
+void spmm(const PanelWeight &weight, const Array &dense, const Array &out, const MaybeArray &bias,
+          float low, float high, int threads) {
+    const SpmmArgs a = weight.times(dense, out, bias, low, high, threads);
     nb::gil_scoped_release release;
     active_kernels().spmm(a);
 }
@@ -56,11 +77,16 @@ Sums sums_of(const Array &t) {
     return t.dtype() == nb::dtype<uint8_t>() ? Sums::uint8 : Sums::int8;
 }
 
-void int8_spmm(const Array &starts, const Array &quads, const Array &values, const Array &begin,
-               const Array &dense, const Array &out, const MaybeArray &factor,
-               const MaybeArray &offset, float low, float high, int threads) {
+void int8_spmm(int64_t group, const Array &starts, const Array &quads, const Array &values,
+               const Array &begin, const Array &dense, float inverse, float zero, const Array &out,
+               const MaybeArray &factor, const MaybeArray &offset, float low, float high,
+               int threads) {
     Int8SpmmArgs a{};
-    a.dense = tensor<uint8_t>(dense);
+    a.dense = dense.data();
+    a.real = dense.dtype() == nb::dtype<float>();
+    a.inverse = inverse;
+    a.zero = zero;
+    a.flip = dense.dtype() == nb::dtype<int8_t>() ? 0x80 : 0;
     a.out = out.data();
     a.kind = sums_of(out);
     a.batch = static_cast<int64_t>(dense.shape(0));
@@ -71,8 +97,7 @@ void int8_spmm(const Array &starts, const Array &quads, const Array &values, con
     a.dense_row = dense.stride(1);
     a.out_batch = out.stride(0);
     a.out_row = out.stride(1);
-    a.flip = dense.dtype() == nb::dtype<int8_t>() ? 0x80 : 0;
-    a.group = static_cast<int64_t>(values.shape(1));
+    a.group = group;
     a.starts = tensor<int64_t>(starts);
     a.quads = tensor<int32_t>(quads);
     a.values = tensor<int8_t>(values);
@@ -174,9 +199,9 @@ void activation_sparse_matmul(const Array &activations, const Array &weight, con
     active_kernels().activation_sparse_matmul(a);
 }
 
-void depthwise_conv(const Array &image, const Array &weight, const Array &out,
-                    const MaybeArray &bias, int64_t stride, int64_t left, int64_t top, float low,
-                    float high, int threads) {
+DepthwiseConvArgs depthwise_args(const Array &image, const Array &weight, const Array &out,
+                                 const MaybeArray &bias, int64_t stride, int64_t left, int64_t top,
+                                 float low, float high, int threads) {
     DepthwiseConvArgs a{};
     a.image = tensor<float>(image);
     a.weight = tensor<float>(weight);
@@ -196,6 +221,14 @@ void depthwise_conv(const Array &image, const Array &weight, const Array &out,
     a.low = low;
     a.high = high;
     a.threads = threads;
+    return a;
+}
+
+void depthwise_conv(const Array &image, const Array &weight, const Array &out,
+                    const MaybeArray &bias, int64_t stride, int64_t left, int64_t top, float low,
+                    float high, int threads) {
+    const DepthwiseConvArgs a =
+        depthwise_args(image, weight, out, bias, stride, left, top, low, high, threads);
     nb::gil_scoped_release release;
     active_kernels().depthwise_conv(a);
 }
@@ -246,9 +279,92 @@ void mask_swaps(const Array &weight, const Array &mask, const Array &total, cons
     active_kernels().mask_swaps(a);
 }
 
+// Calls of kernels, recorded with their tensors, which are kept alive. Two tensors stand for what
+// every run brings along: its input and its output.
+class Program {
+  public:
+    Program(const Array &source, const Array &target) : source_(source), target_(target) {}
+
+    void spmm(const PanelWeight &weight, const Array &dense, const Array &out,
+              const MaybeArray &bias, float low, float high) {
+        keep(
+            {weight.starts, weight.lines, weight.counts, weight.columns, weight.values, dense, out},
+            bias);
+        const SpmmArgs recorded = weight.times(dense, out, bias, low, high, 1);
+        steps_.emplace_back([this, recorded](const Run &run) {
+            SpmmArgs a = recorded;
+            a.strips.dense = read(a.strips.dense, run);
+            a.strips.out = write(a.strips.out, run);
+            a.strips.threads = run.threads;
+            active_kernels().spmm(a);
+        });
+    }
+
+    void depthwise_conv(const Array &image, const Array &weight, const Array &out,
+                        const MaybeArray &bias, int64_t stride, int64_t left, int64_t top,
+                        float low, float high) {
+        keep({image, weight, out}, bias);
+        const DepthwiseConvArgs recorded =
+            depthwise_args(image, weight, out, bias, stride, left, top, low, high, 1);
+        steps_.emplace_back([this, recorded](const Run &run) {
+            DepthwiseConvArgs a = recorded;
+            a.image = static_cast<const float *>(read(a.image, run));
+            a.out = static_cast<float *>(write(a.out, run));
+            a.threads = run.threads;
+            active_kernels().depthwise_conv(a);
+        });
+    }
+
+    void add(const Array &left, const Array &right, const Array &out) {
+        keep({left, right, out}, std::nullopt);
+        const AddArgs recorded{tensor<float>(left), tensor<float>(right),
+                               static_cast<float *>(out.data()), static_cast<int64_t>(out.size()),
+                               1};
+        steps_.emplace_back([this, recorded](const Run &run) {
+            AddArgs a = recorded;
+            a.left = static_cast<const float *>(read(a.left, run));
+            a.right = static_cast<const float *>(read(a.right, run));
+            a.out = static_cast<float *>(write(a.out, run));
+            a.threads = run.threads;
+            active_kernels().add(a);
+        });
+    }
+
+    void run(const Array &source, const Array &target, int threads) const {
+        const Run run{source.data(), target.data(), threads};
+        nb::gil_scoped_release release;
+        for (const auto &step : steps_) step(run);
+    }
+
+  private:
+    struct Run {
+        const void *source;
+        void *target;
+        int threads;
+    };
+
+    const void *read(const void *recorded, const Run &run) const {
+        if (recorded == source_.data()) return run.source;
+        return recorded == target_.data() ? run.target : recorded;
+    }
+    void *write(void *recorded, const Run &run) const {
+        return recorded == target_.data() ? run.target : recorded;
+    }
+    void keep(std::initializer_list<Array> tensors, const MaybeArray &bias) {
+        kept_.insert(kept_.end(), tensors);
+        if (bias) kept_.push_back(*bias);
+    }
+
+    Array source_, target_;
+    std::vector<Array> kept_;
+    std::vector<std::function<void(const Run &)>> steps_;
+};
+
 }  // namespace
 
 void bind_weights(nb::module_ &m) {
+    nb::class_<PanelWeight>(m, "PanelWeight")
+        .def(nb::init<int64_t, Array, Array, Array, Array, Array>());
     m.def("spmm", &spmm);
     m.def("int8_spmm", &int8_spmm);
     m.def("nm_matmul", &nm_matmul);
@@ -258,6 +374,12 @@ void bind_weights(nb::module_ &m) {
     m.def("depthwise_conv", &depthwise_conv);
     m.def("sparsegpt_sweep", &sparsegpt_sweep);
     m.def("mask_swaps", &mask_swaps);
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<const Array &, const Array &>())
+        .def("spmm", &Program::spmm)
+        .def("depthwise_conv", &Program::depthwise_conv)
+        .def("add", &Program::add)
+        .def("run", &Program::run);
     m.def("activation_sparse_matmul", &activation_sparse_matmul);
 }
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import register
+from gossamer.kernels.library import constant, register
 from gossamer.kernels.nm_matmul import reference
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.spmm import check_dense
@@ -75,12 +75,12 @@ def _fits_tensor_cores(weight: PackedWeight, dense: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _semi_structured(weight: PackedWeight) -> Tensor:
     return weight.semi_structured
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _groups(weight: PackedWeight) -> list[Tensor]:
     return list(weight.groups)
 

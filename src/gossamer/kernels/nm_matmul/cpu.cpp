@@ -4,12 +4,16 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
+// Even groups alternate between two chains of additions: whatever the width of a strip, which
+// differs with the number of threads, so that the sums do not.
+template <int Count>
+constexpr bool TWO = Count > 0 && Count % 2 == 0;
+
 // A block of rows times N vectors, from `column` on, of the panel. Count: weights a group, 0 where
 // only known at run time.
 template <int Count, int N>
 static void multiply_groups(const NmMatmulArgs &a, const StripTask &task, int64_t column,
                             int64_t block, int64_t first_group) {
-    constexpr bool TWO = Count % 2 == 0 && Count > 0 && 2 * N <= SUMS;
     const int64_t n = Count > 0 ? Count : a.n, groups = task.depth / a.m;
     const int64_t row_size = a.strips.columns / a.m * n, step = a.m * task.stride;
     for (int64_t row = block * BLOCK; row < min64(a.strips.rows, (block + 1) * BLOCK); ++row) {
@@ -21,8 +25,9 @@ static void multiply_groups(const NmMatmulArgs &a, const StripTask &task, int64_
         for (int64_t g = 0; g < groups; ++g, x += step)
 #pragma GCC unroll 4
             for (int64_t i = 0; i < n; ++i, ++values, ++indices)
-                add_unit<1, N>(x + *indices * task.stride, values, TWO && i % 2 ? others : sums);
-        if constexpr (TWO)
+                add_unit<1, N>(x + *indices * task.stride, values,
+                               TWO<Count> && i % 2 ? others : sums);
+        if constexpr (TWO<Count>)
 #pragma GCC unroll 8
             for (int c = 0; c < N; ++c) sums[0][c] += others[0][c];
         end(task, row, column, sums[0]);
@@ -32,10 +37,11 @@ static void multiply_groups(const NmMatmulArgs &a, const StripTask &task, int64_
 template <class T, int Count>
 static void run(const NmMatmulArgs &a) {
     constexpr int64_t TARGET = 128;  // the operand's rows a panel, where groups are not larger
+    constexpr int MOST = TWO<Count> && SUMS / 2 < STRIP ? SUMS / 2 : STRIP;
     const int64_t groups = max64(1, TARGET / a.m);
     multiply_strips<T>(a.strips, groups * a.m, false,
                        [&](const StripTask &task, int64_t block, int64_t panel) {
-                           in_passes<STRIP>(0, task.stride, [&](auto n, int64_t column) {
+                           in_passes<MOST>(0, task.stride, [&](auto n, int64_t column) {
                                multiply_groups<Count, n()>(a, task, column, block, panel * groups);
                            });
                        });

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import register
+from gossamer.kernels.library import constant, register
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.sparse_gemv import reference
 from gossamer.kernels.spmm import as_packed, check_dense
@@ -61,7 +61,7 @@ def sparse_gemv(
     return run(_parts(packed, chosen, way), packed.shape[0], vectors, way, chosen)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _way(density: float, vectors: int) -> str:
     """How weights and vector elements meet fastest, by the instructions each way costs."""
     can_expand = backend.native_module().active() in ("avx512", "amx")
@@ -70,7 +70,7 @@ def _way(density: float, vectors: int) -> str:
     return "gather" if vectors <= 2 else "spread"
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _parts(weight: PackedWeight, impl: str, way: str) -> list[Tensor]:
     """The tensors of the weight that an implementation reads."""
     support = weight.support

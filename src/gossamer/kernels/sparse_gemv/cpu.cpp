@@ -11,14 +11,14 @@ namespace {
 
 constexpr int64_t ROWS = 64;     // rows a task
 constexpr int64_t SLICE = 16;    // rows a slice
-constexpr int64_t BYTES = 1024;  // between a prefetch and its use
+constexpr int64_t BYTES = 3072;  // between a prefetch and its use
 constexpr int64_t SLACK = 32;    // values that expanding may read behind a row's last
 constexpr int GATHERED = 2;      // vectors at a time
 constexpr int EXPANDED = W >= 16 ? 8 : 4;
 
 template <class T>
 GOSSAMER_INLINE void prefetch_stream(const T *p) {
-    __builtin_prefetch(reinterpret_cast<const char *>(p) + BYTES, 0, 3);
+    __builtin_prefetch(reinterpret_cast<const char *>(p) + BYTES, 0, 2);
 }
 
 // A slice's rows, one a lane, times N vectors.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
-from gossamer.kernels.library import register
+from gossamer.kernels.library import constant, register
 from gossamer.kernels.packed import DTYPES, PackedWeight, pack
 from gossamer.kernels.spmm import reference
 from gossamer.kernels.validation import unit_stride
@@ -66,9 +66,12 @@ def spmm(
         bias = check_bias(bias, packed)
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
     batched = unit_stride(dense if dense.ndim == 3 else dense[None])
-    product = torch.ops.gossamer.spmm(
-        *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
-    )
+    if chosen == "cpu" and not torch.compiler.is_compiling():  # dispatch costs a small product
+        product = _multiply(packed.native_panels, packed.shape[0], batched, bias, low, high)
+    else:
+        product = torch.ops.gossamer.spmm(
+            *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
+        )
     return product if dense.ndim == 3 else product[0]
 
 
@@ -114,6 +117,11 @@ def check_dense(
 
 def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
     """Return the bias [M] contiguous after checking it."""
+    if torch.is_grad_enabled() and bias.requires_grad:
+        raise ValueError(
+            "bias requires a gradient, but this kernel is for inference; "
+            "try torch.no_grad() or .detach()"
+        )
     wanted = (torch.float32, weight.shape[:1], weight.device)
     if (bias.dtype, tuple(bias.shape), bias.device) != wanted:
         raise ValueError(
@@ -123,7 +131,7 @@ def check_bias(bias: Tensor, weight: PackedWeight) -> Tensor:
     return bias.detach().contiguous()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _parts(weight: PackedWeight, impl: str) -> tuple[list[Tensor], int]:
     """The tensors of the weight that an implementation reads, and how wide its panels are."""
     support = weight.support
@@ -147,8 +155,14 @@ def _spmm(
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.spmm(values, offsets, columns, dense, bias, low, high)
-    out = _empty(weight, panel, rows, dense)
-    backend.launch("spmm", panel, *weight, dense, out, bias, low, high, torch.get_num_threads())
+    return _multiply(backend.launch("PanelWeight", panel, *weight), rows, dense, bias, low, high)
+
+
+def _multiply(
+    panels: object, rows: int, dense: Tensor, bias: Tensor | None, low: float, high: float
+) -> Tensor:
+    out = dense.new_empty(dense.shape[0], rows, dense.shape[2])
+    backend.launch("spmm", panels, dense, out, bias, low, high, torch.get_num_threads())
     return out
 
 
