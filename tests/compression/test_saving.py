@@ -1,6 +1,7 @@
 """Saved models: plain transformers reads the dense one, ours the packed one, to the bit."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +98,32 @@ def test_a_directory_holds_one_kind(pruned, tmp_path):
         save(pruned, tmp_path / "packed")
     with pytest.raises(ValueError, match="expected a directory"):
         save(pruned, tmp_path / "packed" / "config.json")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_save_that_fails_changes_nothing(pruned, tmp_path, monkeypatch, packed):
+    model = pack_linears(pruned) if packed else pruned
+    save(model, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+
+    class Full:
+        def save_pretrained(self, directory):
+            (Path(directory) / "tokenizer.json").write_text("{}")
+            raise OSError("disk full")
+
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="disk full"):
+            save(model, tmp_path / name, tokenizer=Full())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_an_earlier_save_are_not_read_again(pruned, tmp_path):
+    for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / stale).write_bytes(b"stale")
+    save(pruned, tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(pruned))
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
 
 
 def test_what_does_not_fit_is_refused(pruned, tmp_path):

@@ -67,7 +67,7 @@ def test_pruned_perplexity_leaves_the_model_and_the_held_out_text_alone(monkeypa
     ("ours", "spoiled", "holds"), [(1.0, False, True), (1.4, False, False), (1.0, True, False)]
 )
 def test_decoding_must_be_faster_and_right(monkeypatch, ours, spoiled, holds):
-    def timed(loops, repeats):
+    def timed(loops, repeats, settle=0.0):
         if "sum" in loops:
             return {"sum": Samples((1.0,))}
         assert all(len(loop()) == dsnot.DECODED for loop in loops.values())

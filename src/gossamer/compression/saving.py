@@ -11,6 +11,7 @@ from gossamer.adapters.dense_copy import dense_copy
 from gossamer.adapters.safetensors import load_packed, save_packed
 from gossamer.compression.block_walker import block_linears
 from gossamer.errors import FormatError
+from gossamer.files import staged
 from gossamer.kernels import PackedWeight
 from gossamer.layers import PackedLinear
 from gossamer.layers.packed_storage import STORED
@@ -77,7 +78,9 @@ def pack_linears(
 
 
 def save(model: Any, directory: Path | str, *, tokenizer: Any = None) -> None:
-    """Write a model to a directory.
+    """Write a model to a directory: all of it, or nothing where that fails.
+
+    Its files appear together at the end, config.json last.
 
     Parameters
     ----------
@@ -99,12 +102,20 @@ def save(model: Any, directory: Path | str, *, tokenizer: Any = None) -> None:
     directory = Path(directory)
     packed = {n: layer for n, layer in model.named_modules() if isinstance(layer, PackedLinear)}
     check_directory(directory, packed=bool(packed))
-    directory.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-    if not packed:
-        dense_copy(model).save_pretrained(directory)  # pyright: ignore[reportCallIssue]
-        return
+    with staged(directory, last="config.json") as stage:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(stage)
+        if packed:
+            _write_packed(model, packed, stage)
+        else:
+            dense_copy(model).save_pretrained(stage)  # pyright: ignore[reportCallIssue]
+        kept = {path.name for path in stage.iterdir()}
+    for stale in directory.glob("model*.safetensors*"):  # transformers would read it instead
+        if stale.name not in kept:
+            stale.unlink()
+
+
+def _write_packed(model: Any, packed: dict[str, PackedLinear], directory: Path) -> None:
     weights: dict[str, PackedWeight | Tensor] = {
         f"{name}.weight": layer.weight for name, layer in packed.items()
     }
