@@ -4,12 +4,13 @@ import errno
 import itertools
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gossamer.files import load_json, save_bytes, save_json, save_text
+from gossamer.files import load_json, save_bytes, save_json, save_text, staged
 
 OLD, NEW = {"old": [1, 2.5, None, "é"]}, {"new": list(range(500))}
 
@@ -148,3 +149,31 @@ def test_a_failure_of_the_content_leaves_the_previous_file(tmp_path):
 def test_round_trip_is_the_identity(tmp_path, document):
     save_json(tmp_path / "a.json", document)
     assert load_json(tmp_path / "a.json") == document
+
+
+def test_staged_files_appear_together_and_the_named_one_last(tmp_path, monkeypatch):
+    moved = []
+    real = Path.replace
+
+    def noted(path, target):
+        moved.append(Path(target).name)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    (tmp_path / "b").write_text("old")
+    with staged(tmp_path, last="b") as stage:
+        for name in "abc":
+            (stage / name).write_text(name)
+        assert (tmp_path / "b").read_text() == "old" and not (tmp_path / "a").exists()
+    assert moved == ["a", "c", "b"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict(a="a", b="b", c="c")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_a_stage_that_fails_leaves_nothing(tmp_path, fresh, error):
+    folder = tmp_path / "deep" / "folder" if fresh else tmp_path
+    with pytest.raises(type(error)), staged(folder, last="b") as stage:
+        (stage / "a").write_text("a")
+        raise error
+    assert not folder.exists() if fresh else not any(tmp_path.iterdir())

@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,58 @@ def save_json(path: Path | str, document: Any) -> None:
     save_text(path, format_json(document))
 
 
+@contextlib.contextmanager
+def staged(directory: Path | str, *, last: str) -> Iterator[Path]:
+    """Let several files of one directory appear together, or none of them.
+
+    Yields an empty directory beside them. When the block ends well its files are flushed to the
+    disk and moved, one of them last: a directory that was new is complete once that one is there.
+    When it fails, nothing has changed.
+
+    Parameters
+    ----------
+    directory : Path or str
+        Made if it is not there. Files of other names stay.
+    last : str
+        Name of the file to move last.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with staged(Path(folder, "model"), last="config.json") as stage:
+    ...         for name in ("config.json", "weights.bin"):
+    ...             _ = Path(stage, name).write_text(name)
+    ...     sorted(path.name for path in Path(folder, "model").iterdir())
+    ['config.json', 'weights.bin']
+    """
+    target = Path(directory)
+    fresh = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    stage = target / f".gossamer-{secrets.token_hex(8)}.tmp"
+    try:
+        stage.mkdir()
+        yield stage
+        written = sorted(stage.iterdir(), key=lambda path: (path.name == last, path.name))
+        for path in [*written, stage]:
+            _flush(path)
+        for path in written:
+            path.replace(target / path.name)
+        stage.rmdir()
+        _flush(target)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        if fresh:
+            with contextlib.suppress(OSError):  # something has been moved already
+                target.rmdir()
+        raise
+
+
 def load_json(path: Path | str) -> Any:
     """Read one JSON document strictly: UTF-8, no duplicate keys, no NaN.
 
@@ -167,6 +220,14 @@ def _replace(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gossamer.cli import bench, compare, lint, papers, report, reproduce
+from gossamer.cli import bench, compare, lint, papers, prune, report, reproduce
 
 app = typer.Typer(
     name="gossamer",
@@ -19,6 +19,7 @@ app.command()(compare.compare)
 app.command()(lint.lint)
 app.command()(papers.papers)
 app.command()(papers.show)
+app.command()(prune.prune)
 app.command()(reproduce.reproduce)
 app.command()(report.report)
 

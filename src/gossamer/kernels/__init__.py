@@ -9,6 +9,7 @@ from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
 from gossamer.kernels.int8_weight import Affine, Int8Weight, pack_int8
+from gossamer.kernels.mask_swaps import Refinement, dsnot_refine
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
@@ -18,6 +19,7 @@ from gossamer.kernels.set_attention import set_attention
 from gossamer.kernels.sparse_gemv import sparse_gemv
 from gossamer.kernels.sparse_linear import sparse_linear
 from gossamer.kernels.sparse_weight import SparsePattern, SparseWeight
+from gossamer.kernels.sparsegpt_sweep import Sweep, sparsegpt_sweep
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
@@ -29,8 +31,10 @@ __all__ = [
     "AttentionState",
     "Int8Weight",
     "PackedWeight",
+    "Refinement",
     "SparsePattern",
     "SparseWeight",
+    "Sweep",
     "TreeSearch",
     "WalkGraph",
     "Walks",
@@ -40,6 +44,7 @@ __all__ = [
     "block_sparse_state",
     "block_spmm",
     "depthwise_conv",
+    "dsnot_refine",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
@@ -54,6 +59,7 @@ __all__ = [
     "soft_votes",
     "sparse_gemv",
     "sparse_linear",
+    "sparsegpt_sweep",
     "spmm",
     "stripe_search",
     "top_indices",

@@ -348,6 +348,11 @@ class PackedWeight:
         return backend.launch("PanelWeight", panels.width, *layout, self.panel_values)
 
     @cached_property
+    def native_rows(self) -> dict[str, object]:
+        """The weight as native kernels hold it for a few vectors, by the way that they read it."""
+        return {}
+
+    @cached_property
     def slice_values(self) -> Tensor:
         """The values in the order of the support's slices [lines, SLICE], 0 between."""
         entries = self.support.slices.entries

@@ -133,6 +133,35 @@ struct DepthwiseConvArgs {
     int threads;
 };
 
+// One block of columns of a weight; kernels/sparsegpt_sweep describes the tensors.
+struct SparsegptSweepArgs {
+    float *weight;        // [rows, width]
+    const float *factor;  // [width, width]
+    uint8_t *mask;        // [rows, width]
+    float *errors;        // [rows, width], contiguous
+    float *loss;          // [rows]
+    int64_t rows, width;
+    int64_t weight_row, factor_row, mask_row;  // strides in elements
+    int64_t n, m;                              // m == 0: the mask is given
+    int threads;
+};
+
+// DSnoT's swaps; kernels/mask_swaps describes the tensors, all contiguous.
+struct MaskSwapsArgs {
+    const float *weight;                 // [rows, width]
+    const uint8_t *mask;                 // [rows, width]
+    const float *total, *norm, *steady;  // [width]
+    const float *scores;                 // [rows, width]; read within groups only
+    uint8_t *out;                        // [rows, width]
+    int64_t *swaps;                      // [rows]
+    double *before, *after;              // [rows]
+    int64_t rows, width, cycles;
+    double threshold;
+    bool guarded;
+    int64_t group;  // columns a group, 0 for none
+    int threads;
+};
+
 // out = left + right.
 struct AddArgs {
     const float *left, *right;
@@ -153,6 +182,8 @@ struct AddArgs {
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \
+    entry(sparsegpt_sweep, SparsegptSweepArgs) \
+    entry(mask_swaps, MaskSwapsArgs) \
     entry(add, AddArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

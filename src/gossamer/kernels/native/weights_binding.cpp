@@ -121,28 +121,42 @@ void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array
     active_kernels().nm_matmul(a);
 }
 
-// `places` are the columns of the entries, or bit masks when expanding. Tensors come as addresses.
-void sparse_gemv(int way, uintptr_t values, bool bfloat16, uintptr_t offsets, int64_t runs,
-                 uintptr_t places, bool wide, uintptr_t lanes, uintptr_t x, uintptr_t out,
-                 int64_t vectors, int64_t depth, int64_t rows, int threads) {
-    const SparseGemvArgs a{static_cast<GemvWay>(way),
-                           reinterpret_cast<const void *>(values),
-                           bfloat16 ? Dtype::bfloat16 : Dtype::float32,
-                           reinterpret_cast<const int64_t *>(offsets),
-                           runs,
-                           reinterpret_cast<const void *>(places),
-                           wide,
-                           reinterpret_cast<const uint64_t *>(places),
-                           reinterpret_cast<const int32_t *>(lanes),
-                           reinterpret_cast<const float *>(x),
-                           reinterpret_cast<float *>(out),
-                           vectors,
-                           depth,
-                           rows,
-                           threads};
-    nb::gil_scoped_release release;
-    active_kernels().sparse_gemv(a);
-}
+// A weight as one way of `sparse_gemv` reads it, taken over once. `places` are the columns of the
+// entries, or bit masks when expanding. Vectors come as addresses, which cross fastest.
+struct VectorWeight {
+    VectorWeight(int way, int64_t rows, Array values, Array offsets, Array places, MaybeArray lanes)
+        : way(static_cast<GemvWay>(way)),
+          rows(rows),
+          values(values),
+          offsets(offsets),
+          places(places),
+          lanes(lanes) {}
+
+    void times(uintptr_t x, int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
+        const SparseGemvArgs a{way,
+                               values.data(),
+                               dtype_of(values),
+                               tensor<int64_t>(offsets),
+                               static_cast<int64_t>(offsets.shape(0)) - 1,
+                               places.data(),
+                               places.itemsize() == sizeof(int32_t),
+                               tensor<uint64_t>(places),
+                               data<const int32_t>(lanes),
+                               reinterpret_cast<const float *>(x),
+                               reinterpret_cast<float *>(out),
+                               vectors,
+                               depth,
+                               rows,
+                               threads};
+        nb::gil_scoped_release release;
+        active_kernels().sparse_gemv(a);
+    }
+
+    GemvWay way;
+    int64_t rows;
+    Array values, offsets, places;
+    MaybeArray lanes;
+};
 
 Features features(const MaybeArray &t) {
     if (!t) return {};
@@ -231,6 +245,52 @@ void depthwise_conv(const Array &image, const Array &weight, const Array &out,
         depthwise_args(image, weight, out, bias, stride, left, top, low, high, threads);
     nb::gil_scoped_release release;
     active_kernels().depthwise_conv(a);
+}
+
+void sparsegpt_sweep(const Array &weight, const Array &factor, const Array &mask,
+                     const Array &errors, const Array &loss, int64_t n, int64_t m, int threads) {
+    SparsegptSweepArgs a{};
+    a.weight = static_cast<float *>(weight.data());
+    a.factor = tensor<float>(factor);
+    a.mask = static_cast<uint8_t *>(mask.data());
+    a.errors = static_cast<float *>(errors.data());
+    a.loss = static_cast<float *>(loss.data());
+    a.rows = static_cast<int64_t>(weight.shape(0));
+    a.width = static_cast<int64_t>(weight.shape(1));
+    a.weight_row = weight.stride(0);
+    a.factor_row = factor.stride(0);
+    a.mask_row = mask.stride(0);
+    a.n = n;
+    a.m = m;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().sparsegpt_sweep(a);
+}
+
+void mask_swaps(const Array &weight, const Array &mask, const Array &total, const Array &norm,
+                const Array &steady, const Array &scores, const Array &out, const Array &swaps,
+                const Array &before, const Array &after, int64_t cycles, double threshold,
+                bool guarded, int64_t group, int threads) {
+    MaskSwapsArgs a{};
+    a.weight = tensor<float>(weight);
+    a.mask = tensor<uint8_t>(mask);
+    a.total = tensor<float>(total);
+    a.norm = tensor<float>(norm);
+    a.steady = tensor<float>(steady);
+    a.scores = tensor<float>(scores);
+    a.out = static_cast<uint8_t *>(out.data());
+    a.swaps = static_cast<int64_t *>(swaps.data());
+    a.before = static_cast<double *>(before.data());
+    a.after = static_cast<double *>(after.data());
+    a.rows = static_cast<int64_t>(weight.shape(0));
+    a.width = static_cast<int64_t>(weight.shape(1));
+    a.cycles = cycles;
+    a.threshold = threshold;
+    a.guarded = guarded;
+    a.group = group;
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().mask_swaps(a);
 }
 
 // Calls of kernels, recorded with their tensors, which are kept alive. Two tensors stand for what
@@ -322,10 +382,15 @@ void bind_weights(nb::module_ &m) {
     m.def("spmm", &spmm);
     m.def("int8_spmm", &int8_spmm);
     m.def("nm_matmul", &nm_matmul);
-    m.def("sparse_gemv", &sparse_gemv);
+    nb::class_<VectorWeight>(m, "VectorWeight")
+        .def(nb::init<int, int64_t, Array, Array, Array, MaybeArray>(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+        .def("times", &VectorWeight::times);
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);
     m.def("depthwise_conv", &depthwise_conv);
+    m.def("sparsegpt_sweep", &sparsegpt_sweep);
+    m.def("mask_swaps", &mask_swaps);
     nb::class_<Program>(m, "Program")
         .def(nb::init<const Array &, const Array &>())
         .def("spmm", &Program::spmm)

@@ -1,5 +1,7 @@
 """Sparse matrix times a few vectors: the product of a sparse layer while a model decodes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,9 +58,12 @@ def sparse_gemv(
         raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {len(vectors)}; try spmm")
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
     way = _way(packed.density, len(vectors)) if chosen == "cpu" else "spread"
-    # While a model decodes, PyTorch's dispatch would take as long as a small product.
-    run = torch.ops.gossamer.sparse_gemv if dispatched() else _sparse_gemv
-    return run(_parts(packed, chosen, way), packed.shape[0], vectors, way, chosen)
+    if chosen == "cpu" and not dispatched():
+        # While a model decodes, PyTorch's dispatch would take as long as a small product.
+        return _product(_native(packed, way), way, packed.shape[0], vectors)
+    return torch.ops.gossamer.sparse_gemv(
+        _parts(packed, chosen, way), packed.shape[0], vectors, way, chosen
+    )
 
 
 @constant
@@ -86,32 +91,30 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
+    return _product(_taken_over(way, rows, weight), way, rows, vectors)
+
+
+def _native(weight: PackedWeight, way: str) -> Any:
+    """The weight as the native kernel holds it, for one way."""
+    held = weight.native_rows.get(way)
+    if held is None:
+        held = _taken_over(way, weight.shape[0], _parts(weight, "cpu", way))
+        weight.native_rows[way] = held
+    return held
+
+
+def _taken_over(way: str, rows: int, parts: list[Tensor]) -> Any:
+    values, offsets, places, *lanes = parts
+    lanes = lanes[0] if lanes else None
+    return backend.launch("VectorWeight", WAYS.index(way), rows, values, offsets, places, lanes)
+
+
+def _product(weight: Any, way: str, rows: int, vectors: Tensor) -> Tensor:
     x = vectors.float().contiguous()
     # Gathering writes the rows that have entries only.
     out = x.new_zeros(len(x), rows) if way == "gather" else x.new_empty(len(x), rows)
-    _multiply(way, weight, x, out)
+    weight.times(x.data_ptr(), len(x), x.shape[1], out.data_ptr(), torch.get_num_threads())
     return out.to(vectors.dtype)
-
-
-def _multiply(way: str, weight: list[Tensor], x: Tensor, out: Tensor) -> None:
-    values, offsets, places, *lanes = weight
-    # Addresses, since a capsule a tensor would take as long as a small product.
-    backend.native_module().sparse_gemv(
-        WAYS.index(way),
-        values.data_ptr(),
-        values.dtype == torch.bfloat16,
-        offsets.data_ptr(),
-        len(offsets) - 1,
-        places.data_ptr(),
-        places.dtype == torch.int32,
-        lanes[0].data_ptr() if lanes else 0,
-        x.data_ptr(),
-        out.data_ptr(),
-        len(x),
-        x.shape[1],
-        out.shape[1],
-        torch.get_num_threads(),
-    )
 
 
 register(

@@ -9,7 +9,7 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t ROWS = 64;     // rows a task
+constexpr int64_t ROWS = 32;     // rows a task
 constexpr int64_t SLICE = 16;    // rows a slice
 constexpr int64_t BYTES = 3072;  // between a prefetch and its use
 constexpr int64_t SLACK = 32;    // values that expanding may read behind a row's last

@@ -1,0 +1,104 @@
+"""DSnoT's evidence: the quick claims on a tiny model, and criteria that would notice a fake."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gossamer.bench.timing import Samples
+from gossamer.compression import DSnoT, Refinement, Wanda, prune
+from gossamer.kernels import pack
+from gossamer.models import LoadedModel
+from gossamer.reproduce import dsnot, run
+from gossamer.testing.attention import prompt, tiny_llama
+
+
+def test_quick_scale_yields_three_claims(monkeypatch):
+    model = tiny_llama(layers=7)
+    asked = []
+    monkeypatch.setattr(
+        dsnot.models, "load", lambda name, dtype: LoadedModel(model, None, name, "", "", None)
+    )
+    monkeypatch.setattr(
+        dsnot, "token_windows", lambda *_, count, **options: asked.append(count) or prompt(count)
+    )
+    evidence = run("dsnot", scale="quick")
+    assert evidence.error is None and len(evidence.claims) == 3 and asked == [4]
+    assert float(evidence.claims[0].ours) > 1.5  # four swaps of 64 weights
+    assert "6 blocks" in evidence.claims[0].setting
+    assert model.config.num_hidden_layers == 7 and len(model.model.layers) == 7
+
+
+def test_swaps_that_do_nothing_would_be_noticed(monkeypatch):
+    def idle(self, layer, before):
+        error = torch.ones(len(before.mask), dtype=torch.float64)
+        return Refinement(before.mask, error.long() * 0, error, error)
+
+    monkeypatch.setattr(DSnoT, "refine", idle)
+    wanda, magnitude, _ = dsnot.layer_claims(tiny_llama(), prompt(2), None)
+    assert (wanda.ours, wanda.holds, magnitude.holds) == (1.0, False, False)
+    assert "0% of rows" in wanda.setting
+
+
+@pytest.mark.parametrize(("found", "holds"), [((100.0, 80.0), True), ((100.0, 120.0), False)])
+def test_perplexity_claims_follow_the_median_of_all_draws(monkeypatch, found, holds):
+    monkeypatch.setattr(dsnot, "perplexity", lambda model, windows: 10.0)
+    monkeypatch.setattr(
+        dsnot, "pruned_perplexity", lambda model, methods, *_: found[len(methods) - 1]
+    )
+    claims = list(dsnot.perplexity_claims(None, [prompt(4)] * 3, 2))
+    assert [claim.holds for claim in claims] == [holds, holds, False]
+    assert claims[0].paper and claims[1].paper is None
+
+
+def test_pruned_perplexity_leaves_the_model_and_the_held_out_text_alone(monkeypatch):
+    model, windows = tiny_llama(), prompt(4)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    seen = []
+    monkeypatch.setattr(
+        dsnot, "prune", lambda m, methods, c: seen.append(c) or prune(m, methods, c)
+    )
+    value = dsnot.pruned_perplexity(model, [Wanda(0.5)], windows, 3)
+    assert torch.equal(seen[0][0], windows[:3]) and value > 1
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("ours", "spoiled", "holds"), [(1.0, False, True), (1.4, False, False), (1.0, True, False)]
+)
+def test_decoding_must_be_faster_and_right(monkeypatch, ours, spoiled, holds):
+    def timed(loops, repeats, settle=0.0):
+        if "sum" in loops:
+            return {"sum": Samples((1.0,))}
+        assert all(len(loop()) == dsnot.DECODED for loop in loops.values())
+        return {"float32": Samples((2.0,)), "bfloat16": Samples((3.0,)), "packed": Samples((ours,))}
+
+    monkeypatch.setattr(dsnot, "interleaved", timed)
+    if spoiled:
+        packed = dsnot.pack_linears
+
+        def wrong(model, **options):
+            found = packed(model, **options)
+            found.model.layers[0].mlp.down_proj.values.mul_(1.5)
+            return found
+
+        monkeypatch.setattr(dsnot, "pack_linears", wrong)
+    claim = dsnot.decode_claim(tiny_llama().bfloat16(), prompt(2))
+    assert claim.holds is holds and claim.baseline == pytest.approx(125)
+
+
+def test_decoding_starts_from_the_prompt_every_time():
+    decode = dsnot.decoding(tiny_llama(), prompt(1, 9))
+    with torch.inference_mode():
+        assert decode() == decode()
+
+
+def test_stored_bytes_count_values_and_masks():
+    weight = pack(torch.eye(3, 100), dtype=torch.bfloat16)
+    assert dsnot.stored_bytes(weight) == 3 * 2 + 3 * 16
+
+
+def test_a_wide_layer_is_timed():
+    claim = dsnot.refinement_time(0, rows=64, width=256, device="cpu")
+    assert float(claim.ours) > 0 and "4 cycles" in claim.setting
+    assert replace(claim, holds=True).holds
