@@ -19,6 +19,11 @@ from gossamer.kernels.sparse_weight import SparsePattern, SparseWeight
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
+from gossamer.kernels.total_variation import (
+    finite_differences,
+    tv_adjoint,
+    tv_dual_ascent,
+)
 from gossamer.kernels.tree_search import TreeSearch, tree_search
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "block_sparse_state",
     "block_spmm",
     "depthwise_conv",
+    "finite_differences",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
@@ -55,4 +61,6 @@ __all__ = [
     "top_indices",
     "trace_walks",
     "tree_search",
+    "tv_adjoint",
+    "tv_dual_ascent",
 ]
