@@ -170,13 +170,14 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         builders = {
-            ("numpy", "dtype"): _plain_dtype,
-            ("numpy.core.numeric", "_frombuffer"): _array,
-            ("numpy.core.multiarray", "scalar"): _scalar,
+            "numpy.dtype": _plain_dtype,
+            "numpy.core.numeric._frombuffer": _array,
+            "numpy.core.multiarray.scalar": _scalar,
         }
-        if (module, name) not in builders:
+        asked = f"{module}.{name}".replace("numpy._core", "numpy.core")  # NumPy 2 and 1
+        if asked not in builders:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return builders[module, name]
+        return builders[asked]
 
 
 def _plain_dtype(code: str, align: bool, copy: bool) -> np.dtype:

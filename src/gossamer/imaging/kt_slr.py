@@ -123,8 +123,9 @@ def _conjugate_gradients(
     """Improve x towards ``normal(x) = wanted``."""
     residual = wanted - normal(x)
     direction, size = residual, torch.linalg.vector_norm(residual) ** 2
+    solved = (torch.finfo(x.dtype).eps * torch.linalg.vector_norm(wanted)) ** 2
     for _ in range(steps):
-        if not size:
+        if size <= solved:
             break
         bent = normal(direction)
         length = size / torch.vdot(direction.flatten(), bent.flatten()).real

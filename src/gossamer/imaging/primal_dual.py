@@ -15,6 +15,8 @@ from gossamer.imaging.reconstruction import (
 )
 
 OBJECTIVE_EVERY = 10  # iterations: it costs about as much as one of them
+SIGMA = 0.04  # dual step, for images that peak at 1: lowers the objective of RDLEDM fastest
+_MARGIN = 0.99  # of the longest step, which must not be reached
 _LEAST_ITERATIONS = 10  # the start fits the data, and with duals of zero nothing pulls at first
 
 
@@ -44,7 +46,7 @@ def primal_dual(
     primal: Sequence[Primal | None],
     dual: Sequence[Dual],
     peak: float = 1.0,
-    sigma: float = 0.25,
+    sigma: float = SIGMA,
     tau: float | None = None,
     n_iter: int = 200,
     tol: float = 1e-4,
@@ -68,10 +70,10 @@ def primal_dual(
     peak : float, default 1.0
         Largest magnitude of ``A* y`` that the penalties' weights are meant for: data are scaled to
         it, and the result is scaled back.
-    sigma : float, default 0.25
+    sigma : float, default 0.04
         Dual step.
     tau : float, optional
-        Primal step; None takes the longest that is sure to converge.
+        Primal step; None takes nearly the longest that is sure to converge.
     n_iter : int, default 200
     tol : float, default 1e-4
         Stop when the image's relative change is below it.
@@ -94,9 +96,10 @@ def primal_dual(
     if not 0 < sigma < float("inf"):
         raise ValueError(f"sigma: expected above 0, got {sigma}")
     longest = 1 / (steepness + sigma * coupling)
-    tau = longest if tau is None else tau
-    if not 0 < tau <= longest * (1 + 1e-9):
-        raise ValueError(f"tau: expected at most {longest:.4g} to converge, got {tau:.4g}")
+    if tau is None:
+        tau = _MARGIN * longest if dual else longest / 2  # without duals, the step that fits best
+    if not 0 < tau < longest:
+        raise ValueError(f"tau: expected less than {longest:.4g} to converge, got {tau:.4g}")
 
     start = physics.adjoint(kspace)
     scale = float(start.abs().max()) / peak or 1.0  # of all-zero data, any
