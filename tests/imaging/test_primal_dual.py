@@ -82,9 +82,9 @@ def test_with_all_sampled_and_one_norm_the_answer_is_in_closed_form(small):
 def test_the_record_is_of_the_iterations_made(small):
     seen = []
     found = solve(
-        small, n_iter=25, tol=0.0, callback=lambda k, image: seen.append((k, image.clone()))
+        small, n_iter=45, tol=0.0, callback=lambda k, image: seen.append((k, image.clone()))
     )
-    assert [k for k, _ in seen] == list(range(25)) and len(found.change) == 25
+    assert [k for k, _ in seen] == list(range(45)) and len(found.change) == 45
     assert len(found.objective) == 3 and not found.converged
     assert torch.equal(seen[-1][1], found.image)
     last, before = seen[-1][1], seen[-2][1]
@@ -96,7 +96,7 @@ def test_the_record_is_of_the_iterations_made(small):
     at_20 = solve(small, n_iter=20, tol=0.0)
     e = at_20.error
     assert torch.equal(x, at_20.image)
-    assert found.objective[2] == pytest.approx(
+    assert found.objective[1] == pytest.approx(
         float(objective(x, e, small.kspace, small.physics, 0.0))
     )
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.imaging.mri import Physics
-from gossamer.imaging.proximal import shrink_singular_values
+from gossamer.imaging.proximal import lengths, shrink_singular_values
 from gossamer.imaging.reconstruction import (
     Callback,
     DynamicReconstruction,
@@ -113,7 +113,7 @@ def kt_slr(
 
 def _shrink(edges: Tensor, threshold: float) -> Tensor:
     """Shorten every pixel's vector of differences."""
-    sizes = torch.linalg.vector_norm(edges, dim=0)
+    sizes = lengths(edges)
     return edges * ((sizes - threshold).clamp(min=0) / sizes.clamp(min=1e-30))
 
 
@@ -122,14 +122,18 @@ def _conjugate_gradients(
 ) -> Tensor:
     """Improve x towards ``normal(x) = wanted``."""
     residual = wanted - normal(x)
-    direction, size = residual, torch.linalg.vector_norm(residual) ** 2
-    solved = (torch.finfo(x.dtype).eps * torch.linalg.vector_norm(wanted)) ** 2
+    direction, size = residual, _square(residual)
+    solved = torch.finfo(x.dtype).eps ** 2 * _square(wanted)
     for _ in range(steps):
         if size <= solved:
             break
         bent = normal(direction)
         length = size / torch.vdot(direction.flatten(), bent.flatten()).real
         x, residual = x + length * direction, residual - length * bent
-        former, size = size, torch.linalg.vector_norm(residual) ** 2
+        former, size = size, _square(residual)
         direction = residual + size / former * direction
     return x
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.vdot(x.flatten(), x.flatten()).real

@@ -1,6 +1,7 @@
 """The measurement: Fourier coefficients of every frame at the sampled places."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from typing import Protocol
 
@@ -97,7 +98,7 @@ class CartesianMRI:
         """
         if self.coil_maps is not None:
             image = image.unsqueeze(-4) * self.coil_maps[:, None]
-        return torch.fft.fft2(image, norm="ortho") * self.mask
+        return torch.fft.fft2(image, norm="ortho").masked_fill_(self._unsampled, 0)
 
     def adjoint(self, kspace: Tensor) -> Tensor:
         """Return the image sequence [..., T, H, W] of k-space, samples outside the mask left out.
@@ -106,10 +107,14 @@ class CartesianMRI:
         ----------
         kspace : Tensor [..., T, H, W] complex, or [..., C, T, H, W] with coil maps
         """
-        image = torch.fft.ifft2(kspace * self.mask, norm="ortho")
+        image = torch.fft.ifft2(kspace.masked_fill(self._unsampled, 0), norm="ortho")
         if self.coil_maps is not None:
             image = (image * self.coil_maps.conj()[:, None]).sum(-4)
         return image
+
+    @cached_property
+    def _unsampled(self) -> Tensor:
+        return ~self.mask
 
     A = forward
     A_adjoint = adjoint
@@ -145,7 +150,7 @@ class CartesianMRI:
             )
         if maps is not None and maps.dtype != kspace.dtype:
             raise TypeError(f"kspace: expected {maps.dtype} like coil_maps, got {kspace.dtype}")
-        kspace = kspace.masked_fill(~self.mask, 0)
+        kspace = kspace.masked_fill(self._unsampled, 0)
         if not bool(kspace.isfinite().all()):
             raise ValueError("kspace: expected finite samples, got NaN or infinity")
         return kspace

@@ -14,7 +14,7 @@ from gossamer.imaging.reconstruction import (
     relative_change,
 )
 
-OBJECTIVE_EVERY = 10  # iterations: it costs about as much as one of them
+OBJECTIVE_EVERY = 20  # iterations: it costs about as much as one of them
 SIGMA = 0.04  # dual step, for images that peak at 1: lowers the objective of RDLEDM fastest
 _MARGIN = 0.99  # of the longest step, which must not be reached
 _LEAST_ITERATIONS = 10  # the start fits the data, and with duals of zero nothing pulls at first

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.imaging.proximal import singular_values, soft, svt
+from gossamer.imaging.proximal import lengths, singular_values, soft, svt
 from gossamer.kernels import finite_differences, tv_adjoint, tv_dual_ascent
 
 SPACE, TIME = (-2, -1), (-3,)
@@ -109,8 +109,7 @@ class TotalVariation:
 
     def value(self, x: Tensor) -> float:
         """Return the penalty of x."""
-        lengths = torch.linalg.vector_norm(finite_differences(x, self.dims), dim=0)
-        return self.weight * float(lengths.sum())
+        return self.weight * float(lengths(finite_differences(x, self.dims)).sum())
 
     def start(self, x: Tensor) -> Tensor:
         """Return a dual [len(dims), *x.shape] of zeros."""

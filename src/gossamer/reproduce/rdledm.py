@@ -39,6 +39,9 @@ ACCELERATION, NOISE = 6.0, 0.01  # of the peak, root mean square of a complex sa
 SPIKES, SPIKE, SPIKED_FRAMES = 0.03, 0.6, 4  # share of pixels, amplitude over peak
 SEARCH_SEED = 1000  # apart from the seeds measured
 CONDITIONS = ("corrupt", "clean")
+# dB over FTVNNR, over L+S and over no E; 60 iterations of a small cine only show the direction.
+MARGINS = {"quick": (1.0, 1.0, 0.5), "full": (3.0, 3.0, 1.5)}
+ALLOWANCE = 2.0  # dB that E may cost on clean data
 OURS, WITHOUT = "RDLEDM", "RDLEDM without E"
 # Six settings each, the published one among them where there is one.
 GRIDS: dict[str, tuple[Callable[..., DynamicReconstruction], tuple[dict[str, float], ...]]] = {
@@ -131,7 +134,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
                     image = method(scan.kspace, scan.physics).image
                     found[label].append(_quality(image, scan.truth))
             notes = f"{_setting(name, condition, size)}; {_worded(settings)}; {_listed(found)}"
-            yield from _compared(name, condition, found, notes)
+            yield from _compared(name, condition, found, MARGINS[scale], notes)
     scan = _scan(series["cine"](seed=seed), "corrupt", seed)
     yield _time(scan, settings["FTVNNR"], size)
     if scale == "full":
@@ -183,7 +186,11 @@ def _quality(image: Tensor, truth: Tensor) -> _Quality:
 
 
 def _compared(
-    series: str, condition: str, found: Mapping[str, list[_Quality]], notes: str
+    series: str,
+    condition: str,
+    found: Mapping[str, list[_Quality]],
+    margins: tuple[float, float, float],
+    notes: str,
 ) -> Iterator[Claim]:
     """Compare mean PSNRs over the seeds."""
     level = {name: mean(run.psnr for run in runs) for name, runs in found.items()}
@@ -203,17 +210,21 @@ def _compared(
             setting=notes,
         )
 
-    yield claim("nearer to the truth than FTVNNR", level["FTVNNR"], 3.0)
+    yield claim("nearer to the truth than FTVNNR", level["FTVNNR"], margins[0])
     if condition == "corrupt":
-        yield claim("nearer to the truth than L+S", level["L+S"], 3.0)
+        yield claim("nearer to the truth than L+S", level["L+S"], margins[1])
         yield claim(
-            "the error image E is what helps", level[WITHOUT], 1.5, paper=None, source="ablation"
+            "the error image E is what helps",
+            level[WITHOUT],
+            margins[2],
+            paper=None,
+            source="ablation",
         )
     else:
         yield claim(
             "on data without errors, E costs little",
             level[WITHOUT],
-            -2.0,
+            -ALLOWANCE,
             paper=None,
             source="ablation",
         )
@@ -259,8 +270,8 @@ def _convergence(scan: _Scan, size: _Size) -> Claim:
         ours=ours,
         criterion=f"ours <= 1.01 x baseline, the objective after {4 * size.n_iter} iterations",
         holds=ours <= 1.01 * baseline,
-        setting=f"{_setting('cine', 'corrupt', size)}; every 50 iterations: "
-        f"{', '.join(f'{value:.3f}' for value in shown.objective[::5])}; last relative change "
+        setting=f"{_setting('cine', 'corrupt', size)}; every 20 iterations: "
+        f"{', '.join(f'{value:.3f}' for value in shown.objective)}; last relative change "
         f"{shown.change[-1]:.2g}; PSNR {psnr(shown.image, scan.truth):.2f}, then "
         f"{psnr(settled.image, scan.truth):.2f} dB; of X + E {_with_error(shown, scan):.2f} dB",
     )
