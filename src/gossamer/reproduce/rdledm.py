@@ -234,7 +234,7 @@ def _compared(
 
 
 def _time(scan: _Scan, setting: Mapping[str, float], size: _Size) -> Claim:
-    """Time iterations of both, without the record of the objective's share changing."""
+    """Time iterations of both, their record of the objective included."""
     few = {"n_iter": 20, "tol": 0.0}
     runs = interleaved(
         {
