@@ -116,15 +116,15 @@ def primal_dual(
             penalties += [term.value(blocks[0]) for term in dual]
             objectives.append(float(residual.abs().square().sum()) / 2 + sum(penalties))
         gradient = physics.adjoint(residual)
-        pulls = [gradient.clone() for _ in blocks]
-        for term, variable in zip(dual, duals, strict=True):
-            pulls[0] += term.adjoint(variable)
-        image = blocks[0]
+        pull = sum((term.adjoint(v) for term, v in zip(dual, duals, strict=True)), gradient)
+        image, *errors = blocks
         blocks = [
-            _prox(penalty, torch.sub(x, pull, alpha=tau), tau)
-            for penalty, x, pull in zip(primal, blocks, pulls, strict=True)
+            _prox(penalty, torch.sub(x, slope, alpha=tau), tau)
+            for penalty, x, slope in zip(
+                primal, blocks, [pull, *(gradient for _ in errors)], strict=True
+            )
         ]
-        ahead = torch.sub(2 * blocks[0], image)
+        ahead = torch.lerp(image, blocks[0], 2.0)
         duals = [
             term.ascend(variable, ahead, sigma) for term, variable in zip(dual, duals, strict=True)
         ]

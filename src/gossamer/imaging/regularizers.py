@@ -76,7 +76,7 @@ class NuclearNorm:
 
     def ascend(self, dual: Tensor, x: Tensor, step: float) -> Tensor:
         """Return the dual after a step along x and the conjugate's proximal operator (Moreau)."""
-        risen = dual + step * x
+        risen = torch.add(dual, x, alpha=step)
         return risen - svt(risen, self.weight, dim=self.dim)
 
 

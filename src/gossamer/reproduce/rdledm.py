@@ -49,7 +49,7 @@ GRIDS: dict[str, tuple[Callable[..., DynamicReconstruction], tuple[dict[str, flo
         ftvnnr,
         tuple(
             {"lambda_s": a, "mu_time": b}
-            for a, b in ((1e-3, 2), (0.1, 50), (0.1, 150), (0.5, 50), (0.5, 150), (0.5, 450))
+            for a, b in ((1e-3, 2), (0.1, 15), (0.02, 50), (0.1, 50), (0.5, 50), (0.1, 150))
         ),
     ),
     "L+S": (
@@ -68,11 +68,21 @@ GRIDS: dict[str, tuple[Callable[..., DynamicReconstruction], tuple[dict[str, flo
     ),
     "temporal TV": (
         temporal_tv,
-        tuple({"lambda_t": a} for a in (0.003, 0.01, 0.02, 0.03, 0.06, 0.1)),
+        tuple({"lambda_t": a} for a in (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)),
     ),
     "k-t SLR": (
         kt_slr,
-        tuple({"mu": a, "lambda_st": b} for a in (1e-4, 1e-3, 1e-2) for b in (1e-3, 1e-2)),
+        tuple(
+            {"mu": a, "lambda_st": b}
+            for a, b in (
+                (1e-4, 0.01),
+                (1e-3, 1e-3),
+                (1e-3, 0.01),
+                (1e-3, 0.03),
+                (1e-3, 0.1),
+                (0.01, 0.01),
+            )
+        ),
     ),
 }
 
