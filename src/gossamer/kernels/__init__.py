@@ -23,6 +23,11 @@ from gossamer.kernels.sparsegpt_sweep import Sweep, sparsegpt_sweep
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
+from gossamer.kernels.total_variation import (
+    finite_differences,
+    tv_adjoint,
+    tv_dual_ascent,
+)
 from gossamer.kernels.tree_search import TreeSearch, tree_search
 
 __all__ = [
@@ -45,6 +50,7 @@ __all__ = [
     "block_spmm",
     "depthwise_conv",
     "dsnot_refine",
+    "finite_differences",
     "gathered_attention",
     "instruction_set",
     "instruction_sets",
@@ -65,4 +71,6 @@ __all__ = [
     "top_indices",
     "trace_walks",
     "tree_search",
+    "tv_adjoint",
+    "tv_dual_ascent",
 ]

@@ -350,6 +350,7 @@ NB_MODULE(_native, m) {
     m.def("stripe_search", &g::stripe_search);
     m.def("random_walks", &g::random_walks);
     m.def("bits_to_csr", &g::bits_to_csr);
+    g::bind_images(m);
     g::bind_sets(m);
     g::bind_weights(m);
 }

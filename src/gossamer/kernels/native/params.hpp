@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "image_params.hpp"
 #include "set_params.hpp"
 #include "walk_params.hpp"
 #include "weight_params.hpp"
@@ -122,6 +123,7 @@ struct StripeSearchArgs {
     entry(stripe_search, StripeSearchArgs)       \
     entry(random_walks, RandomWalksArgs)         \
     GOSSAMER_SET_KERNELS(entry)                  \
+    GOSSAMER_IMAGE_KERNELS(entry)                \
     GOSSAMER_WEIGHT_KERNELS(entry)
 // clang-format on
 
