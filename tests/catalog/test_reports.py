@@ -59,6 +59,8 @@ def set_at(document: dict, path: str, value: object) -> dict:
         ("rows.0.parameters", 0, r"rows\[0\]: parameters: expected at least 1"),
         ("rows.0.peak_dense", ["all"], r"rows\[0\]: peak_dense: expected one of none"),
         ("rows.0.decided", "late", r"rows\[0\]: decided: expected one of before_training"),
+        ("rows.0.decided", None, r"rows: expected 'a' to be decided sparse_to_sparse, .* got None"),
+        ("rows.0.decided", "one_shot", r"rows: expected 'a' to be decided sparse_to_sparse"),
         ("rows.0.macs.values", [], r"rows\[0\].macs: values: expected positive ones"),
         ("rows.0.macs.values", [-1], r"rows\[0\].macs: values: expected positive ones"),
         ("rows.0.macs.values", [float("nan")], r"macs.values\[0\]: expected number, got nan"),
@@ -125,7 +127,7 @@ def good_document() -> str:
                 "cpu", "a machine", "float32", 1, 1, "0123abc", "01234567", "nn.Linear", {}, True
             ),
             seeds=(0,),
-            rows=(Row("us", "ours", 0.5, 10, "dense", (1.0,)),),
+            rows=(Row("us", "ours", 0.5, 10, "dense", (1.0,), "dense_to_sparse"),),
         ).to_json()
     )
 

@@ -31,7 +31,7 @@ REPORT = Report(
     ),
     seeds=(0, 1, 2),
     rows=tuple(
-        Row(f"ours at {density}", "ours", density, 10, "sparse", (1.0, 1.1, 1.2))
+        Row(f"ours at {density}", "ours", density, 10, "sparse", (1.0, 1.1, 1.2), "inference")
         for density in (0.3, 0.2, 0.1)
     ),
 )
@@ -66,7 +66,10 @@ def test_an_error_exits_1_and_is_printed(run):
     result = run(REPORT, spoilt())
     assert result.exit_code == 1
     assert "b.json: 1 finding" in result.stdout.replace("\n", " ")
-    assert "error  L9" in result.stdout and "fewer than 3 different seeds: 1" in result.stdout
+    assert (
+        "error  L9" in result.stdout
+        and "different seeds: 1 of 3, expected 3 or more" in result.stdout
+    )
 
 
 def test_a_note_alone_exits_0(run):

@@ -16,8 +16,13 @@ EXACT = {name: 64 * width + width * width + 10 * width for name, width in (("d",
 
 
 @pytest.fixture(scope="module")
-def pruned():
-    return made.pruned_report(digits(), range(3), 2)
+def dense():
+    return [made.train(digits(), DenseTraining(), seed, 2) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def pruned(dense):
+    return made.pruned_report(digits(), dense, range(3), 2)
 
 
 def test_the_claims_about_counting_hold():
@@ -51,9 +56,11 @@ def test_pruned_networks_run_sparsely_and_lose_by_shuffling(pruned):
     assert {one.lesson for one in check(pruned)} <= {"L2"}, "timings alone may be questioned"
 
 
-def test_masks_are_seen_through(pruned):
-    simulated = made.simulated_report(pruned, digits())
+def test_masks_are_seen_through(pruned, dense):
+    simulated = made.simulated_report(pruned, digits(), dense)
     rows = simulated.arms("ours")
+    for masked, stored in zip(rows, pruned.arms("ours"), strict=True):
+        assert masked.quality == pytest.approx(stored.quality, abs=2 / 597), "the same masks"
     assert all(row.kernel == "dense" and row.macs.median == EXACT["d"] for row in rows)
     findings = {(one.severity, one.lesson) for one in check(simulated)}
     assert findings == {("note", "L10"), ("error", "L10"), ("error", "L2")}

@@ -137,10 +137,16 @@ def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[A
 
 
 def _matrices(a: Tensor, b: Tensor) -> int:
-    if a.layout == torch.strided:  # [..., M, K] times [..., K, N] or [K]
-        return a.numel() * (b.shape[-1] if b.ndim > 1 else 1)
-    columns = b.shape[-1] if b.ndim > 1 else 1
-    return a.values().numel() * columns if a.layout != torch.sparse_coo else a._nnz() * columns
+    """Count [..., M, K] times [..., K, N] or [K]; one of them may be sparse."""
+    if b.layout != torch.strided:
+        return a.shape[0] * _stored(b)
+    return _stored(a) * (b.shape[-1] if b.ndim > 1 else 1)
+
+
+def _stored(x: Tensor) -> int:
+    if x.layout == torch.strided:
+        return x.numel()
+    return x._nnz() if x.layout == torch.sparse_coo else x.values().numel()
 
 
 def _convolution(args: Sequence[Any], result: Tensor) -> int:

@@ -107,7 +107,7 @@ class Moment:
 
 @dataclass
 class DensityTrace:
-    """Density over time of a model that trains with a method of `gossamer.training`.
+    """Density over time of a model whose weights `gossamer.training` masks or stores sparsely.
 
     Masks are counted, not values: exact zeros have other reasons too.
 

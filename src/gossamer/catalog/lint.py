@@ -156,7 +156,7 @@ def _lesson_4_density_over_time(report: Report) -> _Said:
 
 
 def _lesson_5_static_or_dynamic(report: Report) -> _Said:
-    if report.taxonomy.mode != "dynamic_topology" or not report.arms("ours"):
+    if report.taxonomy.mode != "dynamic_topology":
         return
     for arm in ("static", "random_growth"):
         pairs = [
@@ -217,7 +217,10 @@ def _lesson_8_regimes(report: Report) -> _Said:
 def _lesson_9_variance(report: Report) -> _Said:
     seeds = set(report.seeds)
     if len(seeds) < max(LEAST_SEEDS, len(report.seeds)):
-        yield "missing", f"fewer than {LEAST_SEEDS} different seeds: {len(seeds)}"
+        yield (
+            "missing",
+            f"different seeds: {len(seeds)} of {len(report.seeds)}, expected {LEAST_SEEDS} or more",
+        )
     for row in report.rows:
         if len(row.quality) != len(report.seeds):
             yield (

@@ -62,7 +62,8 @@ class Row:
     kernel : {"dense", "sparse"}
         What was executed: "dense" multiplies the zeros too.
     decided : str
-        When the pattern is decided, in the taxonomy's terms; None for a dense model.
+        When the pattern is decided, in the taxonomy's terms and, in the arm "ours", as it says;
+        None for a dense model.
     quality : tuple of float
         One a seed, in the order of the report's seeds.
     macs, training_macs : Measured, optional
@@ -222,7 +223,8 @@ class Report:
     Raises
     ------
     ValueError
-        If rows share a name, a statement names no row, or a text is too short to say anything.
+        If rows share a name or contradict the taxonomy, a statement names no row, or a text is too
+        short to say anything.
     """
 
     title: str
@@ -242,6 +244,12 @@ class Report:
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names) or not any(row.arm == "ours" for row in self.rows):
             raise ValueError(f"rows: expected each name once and one of arm 'ours', got {names}")
+        for row in self.arms("ours"):
+            if row.decided not in self.taxonomy.decided:
+                raise ValueError(
+                    f"rows: expected {row.name!r} to be decided "
+                    f"{' or '.join(self.taxonomy.decided)}, as its taxonomy says, got {row.decided}"
+                )
         for statement in self.statements:
             for name in (statement.row, statement.over):
                 if name not in names:

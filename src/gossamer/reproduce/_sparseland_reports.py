@@ -1,7 +1,8 @@
 """Networks on digits, pruned and trained sparsely, and the reports that are made of them."""
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,49 +133,24 @@ def accuracy(model: nn.Module, data: Digits) -> float:
     return float((model(data.test).argmax(-1) == data.test_labels).double().mean())
 
 
-def pruned_report(data: Digits, seeds: Sequence[int], epochs: int) -> Report:
+def pruned_report(data: Digits, runs: Sequence[Run], seeds: Sequence[int], epochs: int) -> Report:
     """Prune trained networks by magnitude, at once, and run what is left in a CSR kernel."""
-    runs = [train(data, DenseTraining(), seed, epochs) for seed in seeds]
     cost = runs[0].training_macs
     dense = _row("dense", "dense", [run.model for run in runs], 1.0, data, cost)
-    ours, shuffled = [], []
-    for density in DENSITIES:
-        masks = [_largest(run.model, density) for run in runs]
-        ours.append(
-            _row(
-                f"CSR, density {density:g}",
-                "ours",
-                [_sparse(run.model, mask) for run, mask in zip(runs, masks, strict=True)],
-                density,
-                data,
-                cost,
-                "one_shot",
-            )
-        )
-        shuffled.append(
-            _row(
-                f"shuffled, density {density:g}",
-                "shuffled",
-                [
-                    _sparse(run.model, _shuffled(mask))
-                    for run, mask in zip(runs, masks, strict=True)
-                ],
-                density,
-                data,
-                cost,
-                "one_shot",
-            )
-        )
+    ours = _pruned_rows(data, runs, "CSR", "ours", _sparse)
+    shuffled = _pruned_rows(data, runs, "shuffled", "shuffled", _shuffled)
     sparsest = _sparse(runs[0].model, _largest(runs[0].model, DENSITIES[-1]))
-    times = interleaved(
-        {"dense": partial(runs[0].model, data.test), "ours": partial(sparsest, data.test)},
-        repeats=LEAST_ROUNDS,
-        warmup=3,
-    )
+    with torch.no_grad():
+        times = interleaved(
+            {"dense": partial(runs[0].model, data.test), "ours": partial(sparsest, data.test)},
+            repeats=LEAST_ROUNDS,
+            warmup=3,
+        )
     dense, ours[-1] = (
         replace(row, milliseconds=Measured(tuple(1e3 * s for s in times[name].values), HERE))
         for name, row in (("dense", dense), ("ours", ours[-1]))
     )
+    gain = times["dense"].median / times["ours"].median
     return Report(
         title="Magnitude pruning of an MLP, at once, on digits",
         taxonomy=PRUNED,
@@ -183,35 +159,22 @@ def pruned_report(data: Digits, seeds: Sequence[int], epochs: int) -> Report:
         seeds=tuple(seeds),
         rows=(dense, *ours, *shuffled, _small(data, seeds, epochs, ours[0].parameters)),
         statements=(
-            Statement(
-                "faster", ours[-1].name, "dense", times["dense"].median / times["ours"].median
-            ),
+            Statement("faster", ours[-1].name, "dense", gain),
             Statement("right_weights", ours[0].name, shuffled[0].name),
         ),
     )
 
 
-def simulated_report(pruned: Report, data: Digits) -> Report:
+def simulated_report(pruned: Report, data: Digits, runs: Sequence[Run]) -> Report:
     """Multiply the same masks into dense weights, and call the zeros a speed-up."""
-    rows = []
-    for row in pruned.rows:
-        if row.arm == "ours":
-            model = network(0)
-            for name, mask in _largest(model, row.density).items():
-                model.get_submodule(name).get_parameter("weight").data *= mask
-            row = replace(
-                row,
-                name=f"masked, density {row.density:g}",
-                kernel="dense" if diagnose(model).simulated else "sparse",
-                macs=_macs(model, data),
-            )
-        rows.append(replace(row, milliseconds=None))
-    name = f"masked, density {DENSITIES[-1]:g}"
+    masked = _pruned_rows(data, runs, "masked", "ours", _masked)
+    rest = (replace(row, milliseconds=None) for row in pruned.rows if row.arm != "ours")
     return replace(
         pruned,
         title="Magnitude pruning of an MLP, simulated by masks, on digits",
-        rows=tuple(rows),
-        statements=(Statement("faster", name, "dense", 1 / DENSITIES[-1]),),
+        taxonomy=replace(PRUNED, hardware=("none",)),
+        rows=(*masked, *rest),
+        statements=(Statement("faster", masked[-1].name, "dense", 1 / DENSITIES[-1]),),
     )
 
 
@@ -297,6 +260,18 @@ def environment(data: Digits, epochs: int) -> Environment:
     )
 
 
+def _pruned_rows(
+    data: Digits, runs: Sequence[Run], word: str, arm: Arm, build: Callable[..., nn.Module]
+) -> list[Row]:
+    """Build every network at every density from its largest weights, or from as many others."""
+    rows = []
+    for density in DENSITIES:
+        models = [build(run.model, _largest(run.model, density)) for run in runs]
+        name, cost = f"{word}, density {density:g}", runs[0].training_macs
+        rows.append(_row(name, arm, models, density, data, cost, "one_shot"))
+    return rows
+
+
 def _row(
     name: str,
     arm: Arm,
@@ -308,11 +283,13 @@ def _row(
 ) -> Row:
     found = diagnose(models[0])
     stored = models[0].state_dict().values()
+    # A weight that a mask drops is still there, as a zero; biases and stored values all count.
+    kept = (int(p.count_nonzero()) if p.ndim > 1 else p.numel() for p in models[0].parameters())
     return Row(
         name=name,
         arm=arm,
         density=density,
-        parameters=sum(p.numel() for p in models[0].parameters()),
+        parameters=sum(kept),
         kernel="sparse" if all(layer.kernel == "sparse" for layer in found.layers) else "dense",
         quality=tuple(accuracy(model, data) for model in models),
         decided=decided,
@@ -354,11 +331,6 @@ def _largest(model: nn.Module, density: float) -> dict[str, Tensor]:
     }
 
 
-def _shuffled(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {name: allocations.shuffled(m, generator=generator) for name, m in masks.items()}
-
-
 def _sparse(model: nn.Module, masks: dict[str, Tensor]) -> nn.Sequential:
     """Copy a network, storing only what the masks keep."""
     layers = (
@@ -366,3 +338,19 @@ def _sparse(model: nn.Module, masks: dict[str, Tensor]) -> nn.Sequential:
         for name, layer in model.named_children()
     )
     return nn.Sequential(*layers)
+
+
+def _shuffled(model: nn.Module, masks: dict[str, Tensor]) -> nn.Sequential:
+    """Copy a network, storing as many weights a layer, at random places."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {name: allocations.shuffled(m, generator=generator) for name, m in masks.items()}
+    return _sparse(model, moved)
+
+
+@torch.no_grad()
+def _masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    """Copy a network with zeros where nothing is kept."""
+    copied = copy.deepcopy(model)
+    for name, mask in masks.items():
+        copied.get_submodule(name).get_parameter("weight").mul_(mask)
+    return copied

@@ -27,7 +27,9 @@ from gossamer.reproduce._sparseland_reports import (
     moving_report,
     pruned_report,
     simulated_report,
+    train,
 )
+from gossamer.training import DenseTraining
 
 SOURCE = "a handbook: no figures"
 EPOCHS = {"quick": 6, "full": 30}
@@ -50,10 +52,11 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     few: _Kinds = {("error", "L9")} if len(seeds) < LEAST_SEEDS else set()
     yield _counted()
     yield _caught()
-    pruned = pruned_report(data, seeds, epochs)
+    dense = [train(data, DenseTraining(), seed, epochs) for seed in seeds]
+    pruned = pruned_report(data, dense, seeds, epochs)
     yield _case(
         "a masked model is told to be simulated, and its speed-up refused",
-        simulated_report(pruned, data),
+        simulated_report(pruned, data, dense),
         few | {("note", "L10"), ("error", "L10"), ("error", "L2")},
         setting,
     )
