@@ -25,7 +25,9 @@ from gossamer.decisions.games import (
     Outcome,
     Transition,
 )
+from gossamer.decisions.mappo import BayesianMAPPO, Evaluation, Progress, evaluate
 from gossamer.decisions.permutations import gumbel_sinkhorn, straight_through_permutation
+from gossamer.decisions.popart import PopArt
 from gossamer.decisions.tabular import (
     Ascent,
     Solution,
@@ -41,18 +43,22 @@ __all__ = [
     "AgentDag",
     "Aloha",
     "Ascent",
+    "BayesianMAPPO",
     "DagNoise",
     "DagPolicy",
     "DagSource",
     "Decision",
     "DensityPenalty",
     "Environment",
+    "Evaluation",
     "FixedDag",
     "Game",
     "GameBatch",
     "Observation",
     "Outcome",
     "ParentActor",
+    "PopArt",
+    "Progress",
     "Solution",
     "TabularCoordinationGame",
     "TabularPolicy",
@@ -60,6 +66,7 @@ __all__ = [
     "ascend",
     "edge_density",
     "empty_dag",
+    "evaluate",
     "full_dag",
     "gumbel_sinkhorn",
     "line_dag",

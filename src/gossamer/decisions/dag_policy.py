@@ -49,8 +49,8 @@ class ParentActor(nn.Module):
     Examples
     --------
     >>> actor = ParentActor(3, obs_dim=5, n_actions=2)
-    >>> offers = actor.offers(torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.int64))
-    >>> actor(actor.own(torch.randn(4, 3, 5)), offers, torch.zeros(4, 3, 3)).shape
+    >>> obs, actions = torch.randn(4, 3, 5), torch.zeros(4, 3, dtype=torch.int64)
+    >>> actor(actor.own(obs), actor.offers(obs), actions, torch.zeros(4, 3, 3)).shape
     torch.Size([4, 3, 2])
     """
 
@@ -72,23 +72,22 @@ class ParentActor(nn.Module):
         self.heads = nn.Parameter(heads)
         self.head_bias = nn.Parameter(torch.zeros(n_agents, 1, n_actions))
 
-    def offers(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Return what agents tell their children [batch, n, hidden]: observation and action."""
-        agents = torch.arange(self.n_agents, device=obs.device)
-        told = self.offer_action[agents, actions]  # [batch, n, hidden]
-        return told + (obs.transpose(0, 1) @ self.offer_obs).transpose(0, 1)
+    def offers(self, obs: Tensor) -> Tensor:
+        """Return what agents tell their children [batch, n, hidden] of what they observe."""
+        return (obs.transpose(0, 1) @ self.offer_obs).transpose(0, 1)
 
-    def forward(self, own: Tensor, offers: Tensor, adjacency: Tensor) -> Tensor:
+    def forward(self, own: Tensor, offers: Tensor, actions: Tensor, adjacency: Tensor) -> Tensor:
         """Return the logits [batch, n, actions] of all agents.
 
         Parameters
         ----------
-        own : Tensor [batch, n, hidden]
-            ``self.own(obs)``.
-        offers : Tensor [batch, n, hidden]
-            Of `offers`.
+        own, offers : Tensor [batch, n, hidden]
+            ``self.own(obs)`` and ``self.offers(obs)``.
+        actions : Tensor [batch, n] int64
+            Only parents' are heard.
         adjacency : Tensor [batch, n, n]
         """
+        offers = offers + self.offer_action[torch.arange(self.n_agents), actions]
         heard = self.parents(adjacency.mT @ offers + self.offer_bias)
         features = torch.cat((own, heard), -1).transpose(0, 1)  # [n, batch, 2 hidden]
         return torch.baddbmm(self.head_bias, features, self.heads).transpose(0, 1)
@@ -163,13 +162,13 @@ class DagPolicy(nn.Module):
             adjacency = self.dag.sample(obs.flatten(1), noise=noise, deterministic=deterministic)
         adjacency = adjacency.to(obs).expand(batch, n, n)
         depth = topological_depth(adjacency)
-        own = self.actor.own(obs)
+        own, offers = self.actor.own(obs), self.actor.offers(obs)
         logits = own.new_zeros(batch, n, self.actor.n_actions)
         luck = logits if deterministic else gumbel_noise(tuple(logits.shape), own, generator)
         actions = torch.zeros_like(depth)
         for level in range(int(depth.max()) + 1):
             now = depth == level
-            found = self._logits(obs, own, actions, adjacency, legal)
+            found = _only(self.actor(own, offers, actions, adjacency), legal)
             logits = torch.where(now[..., None], found, logits)
             actions = torch.where(now, (found + luck).argmax(-1), actions)
         return _decision(logits, actions, adjacency, noise)
@@ -196,9 +195,7 @@ class DagPolicy(nn.Module):
         self._check(obs, legal)
         context = obs.flatten(1)
         adjacency = self.dag.sample(context, noise=noise, deterministic=noise is None)
-        own = self.actor.own(obs)
-        logits = self._logits(obs, own, actions, adjacency, legal)
-        return _decision(logits, actions, adjacency, noise)
+        return self._judge(obs, actions, adjacency, legal, noise)
 
     def log_prob(
         self, obs: Tensor, actions: Tensor, adjacency: Tensor, legal: Tensor | None = None
@@ -216,14 +213,18 @@ class DagPolicy(nn.Module):
         self._check(obs, legal)
         topological_depth(adjacency)  # refuses cycles
         adjacency = adjacency.to(obs).expand(len(obs), -1, -1)
-        logits = self._logits(obs, self.actor.own(obs), actions, adjacency, legal)
-        return _decision(logits, actions, adjacency, None).log_prob
+        return self._judge(obs, actions, adjacency, legal, None).log_prob
 
-    def _logits(
-        self, obs: Tensor, own: Tensor, actions: Tensor, adjacency: Tensor, legal: Tensor | None
-    ) -> Tensor:
-        logits = self.actor(own, self.actor.offers(obs, actions), adjacency)
-        return logits if legal is None else logits.masked_fill(~legal, -torch.inf)
+    def _judge(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        adjacency: Tensor,
+        legal: Tensor | None,
+        noise: DagNoise | None,
+    ) -> Decision:
+        logits = self.actor(self.actor.own(obs), self.actor.offers(obs), actions, adjacency)
+        return _decision(_only(logits, legal), actions, adjacency, noise)
 
     def _check(self, obs: Tensor, legal: Tensor | None) -> None:
         n, size, count = self.actor.n_agents, self.actor.obs_dim, self.actor.n_actions
@@ -238,6 +239,10 @@ class DagPolicy(nn.Module):
             )
         if not bool(legal.any(-1).all()):
             raise ValueError("legal: expected at least one action for every agent, got none")
+
+
+def _only(logits: Tensor, legal: Tensor | None) -> Tensor:
+    return logits if legal is None else logits.masked_fill(~legal, -torch.inf)
 
 
 def _decision(
