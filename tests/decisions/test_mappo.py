@@ -20,7 +20,7 @@ from gossamer.decisions import (
     evaluate,
     full_dag,
 )
-from gossamer.decisions.mappo import gae
+from gossamer.decisions.rollouts import gae
 from gossamer.schedules import Constant
 
 
@@ -62,7 +62,7 @@ def test_without_its_noise_the_ratio_would_not_be_one():
     trainer = make_trainer(lambda: AgentDag(3, 9))
     with torch.no_grad():
         trainer.policy.actor.heads.normal_()
-        rollout, _ = trainer._collect()
+        rollout = trainer._player.play(25)
         now = trainer.policy.evaluate(
             rollout.obs.flatten(0, 1),
             rollout.actions.flatten(0, 1),

@@ -25,9 +25,10 @@ from gossamer.decisions.games import (
     Outcome,
     Transition,
 )
-from gossamer.decisions.mappo import BayesianMAPPO, Evaluation, Progress, evaluate
+from gossamer.decisions.mappo import BayesianMAPPO, Progress
 from gossamer.decisions.permutations import gumbel_sinkhorn, straight_through_permutation
 from gossamer.decisions.popart import PopArt
+from gossamer.decisions.rollouts import Evaluation, evaluate
 from gossamer.decisions.tabular import (
     Ascent,
     Solution,

@@ -87,7 +87,9 @@ class ParentActor(nn.Module):
             Only parents' are heard.
         adjacency : Tensor [batch, n, n]
         """
-        offers = offers + self.offer_action[torch.arange(self.n_agents), actions]
+        offers = (
+            offers + self.offer_action[torch.arange(self.n_agents, device=actions.device), actions]
+        )
         heard = self.parents(adjacency.mT @ offers + self.offer_bias)
         features = torch.cat((own, heard), -1).transpose(0, 1)  # [n, batch, 2 hidden]
         return torch.baddbmm(self.head_bias, features, self.heads).transpose(0, 1)

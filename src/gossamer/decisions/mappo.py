@@ -1,44 +1,19 @@
 """BN-MAPPO: proximal policy optimisation of a DAG policy and of the DAGs, with a shared critic."""
 
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean as mean
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gossamer.decisions.agent_dag import DagNoise
 from gossamer.decisions.dag_policy import DagPolicy
 from gossamer.decisions.dags import edge_density
 from gossamer.decisions.density_penalty import DensityPenalty
-from gossamer.decisions.games import Environment, Observation
+from gossamer.decisions.games import Environment
 from gossamer.decisions.popart import PopArt
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What was played since the last update; T steps of a batch of games.
-
-    Parameters
-    ----------
-    obs : Tensor [T, batch, n, obs_dim]
-    legal : Tensor [T, batch, n, actions] bool, or None
-    actions : Tensor [T, batch, n] int64
-    log_prob : Tensor [T, batch, n]
-    adjacency : Tensor [T, batch, n, n]
-    noise : DagNoise or None
-        Of the DAGs, so that the update sees the graphs that were played.
-    reward : Tensor [T, batch]
-    ended : Tensor [T, batch] bool
-    """
-
-    obs: Tensor
-    legal: Tensor | None
-    actions: Tensor
-    log_prob: Tensor
-    adjacency: Tensor
-    noise: DagNoise | None
-    reward: Tensor
-    ended: Tensor
+from gossamer.decisions.rollouts import Player, Rollout, gae
 
 
 @dataclass(frozen=True)
@@ -67,14 +42,6 @@ class Progress:
     entropy: float
     penalty: float
     first_ratio_error: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Episodes played without learning: mean undiscounted return, and density of the edges."""
-
-    episode_return: float
-    edge_density: float
 
 
 class BayesianMAPPO:
@@ -171,10 +138,7 @@ class BayesianMAPPO:
             torch.optim.Adam(parameters, lr=lr, eps=1e-5)
             for parameters in (policy.parameters(), self._critic)
         ]
-        self._generator = torch.Generator().manual_seed(seed)
-        self._observation = environment.reset(seed)
-        self._running = torch.zeros(environment.batch)
-        self._iteration = 0
+        self._player, self._iteration = Player(policy, environment, seed), 0
 
     def train(self, iterations: int) -> list[Progress]:
         """Play and update `iterations` times."""
@@ -182,17 +146,17 @@ class BayesianMAPPO:
 
     def iterate(self) -> Progress:
         """Play `horizon` steps of each game and update on them."""
-        rollout, finished = self._collect()
+        rollout = self._player.play(self.horizon)
         obs = rollout.obs.flatten(2)
         with torch.no_grad():
-            final = self._observation.features.flatten(1)
+            final = self._player.observation.features.flatten(1)
             values = self.critic_head.value(self.critic_body(torch.cat((obs, final[None]))))
         gain = gae(rollout.reward, values, rollout.ended, self.discount, self.gae_lambda)
         returns = (gain + values[:-1]).flatten()
         gain = ((gain - gain.mean()) / (gain.std(correction=0) + 1e-5)).flatten()
         self.critic_head.track(returns)
         old_values = self.critic_head.normalize(values[:-1]).flatten()
-        batch = _flatten(rollout)
+        batch = rollout.flatten()
         losses = []
         for _ in range(self.epochs):
             losses.append(self._update_policy(batch, gain))
@@ -200,51 +164,17 @@ class BayesianMAPPO:
                 batch.obs.flatten(1), old_values, self.critic_head.normalize(returns)
             )
         self._iteration += 1
-        mean = {name: sum(loss[name] for loss in losses) / self.epochs for name in losses[0]}
+        average = {name: mean(loss[name] for loss in losses) for name in losses[0]}
         return Progress(
             steps=self._iteration * self.horizon * self.environment.batch,
-            episode_return=float(torch.stack(finished).mean()) if finished else float("nan"),
+            episode_return=mean(rollout.returns) if rollout.returns else nan,
             edge_density=float(edge_density(rollout.adjacency)),
-            policy_loss=mean["policy"],
-            value_loss=mean["value"],
-            entropy=mean["entropy"],
-            penalty=mean["penalty"],
+            policy_loss=average["policy"],
+            value_loss=average["value"],
+            entropy=average["entropy"],
+            penalty=average["penalty"],
             first_ratio_error=losses[0]["ratio error"],
         )
-
-    def _collect(self) -> tuple[Rollout, list[Tensor]]:
-        """Play; also return the returns of the episodes that ended."""
-        seen: list[Observation] = []
-        decisions, rewards, ends, finished = [], [], [], []
-        for _ in range(self.horizon):
-            now = self._observation
-            with torch.no_grad():
-                decision = self.policy.act(now.features, now.legal, generator=self._generator)
-            transition = self.environment.step(decision.actions)
-            self._running = self._running + transition.reward
-            finished.extend(self._running[transition.ended])
-            self._running = self._running.masked_fill(transition.ended, 0.0)
-            seen.append(now)
-            decisions.append(decision)
-            rewards.append(transition.reward)
-            ends.append(transition.ended)
-            self._observation = transition.observation
-        legal = [o.legal for o in seen if o.legal is not None]
-        noise = [d.noise for d in decisions if d.noise is not None]
-        return Rollout(
-            obs=torch.stack([o.features for o in seen]),
-            legal=torch.stack(legal) if legal else None,
-            actions=torch.stack([d.actions for d in decisions]),
-            log_prob=torch.stack([d.log_prob for d in decisions]),
-            adjacency=torch.stack([d.adjacency for d in decisions]),
-            noise=DagNoise(
-                torch.stack([one.edges for one in noise]), torch.stack([one.order for one in noise])
-            )
-            if noise
-            else None,
-            reward=torch.stack(rewards),
-            ended=torch.stack(ends),
-        ), finished
 
     def _update_policy(self, batch: Rollout, gain: Tensor) -> dict[str, float]:
         now = self.policy.evaluate(batch.obs, batch.actions, batch.legal, noise=batch.noise)
@@ -284,95 +214,3 @@ class BayesianMAPPO:
         for group in optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.max_gradient)
         optimizer.step()
-
-
-def gae(
-    reward: Tensor, values: Tensor, ended: Tensor, discount: float, gae_lambda: float
-) -> Tensor:
-    """Return generalised advantage estimates (arXiv 1506.02438).
-
-    Parameters
-    ----------
-    reward : Tensor [T, batch]
-    values : Tensor [T + 1, batch]
-    ended : Tensor [T, batch] bool
-        Nothing is carried over an end.
-    discount, gae_lambda : float
-
-    Returns
-    -------
-    Tensor [T, batch]
-
-    Examples
-    --------
-    >>> one = torch.ones(3, 1)
-    >>> gae(one, torch.zeros(4, 1), torch.zeros(3, 1, dtype=bool), 1.0, 1.0)[:, 0].tolist()
-    [3.0, 2.0, 1.0]
-    """
-    advantage, found = torch.zeros_like(values[0]), []
-    for step in reversed(range(len(reward))):
-        goes_on = discount * (~ended[step]).to(reward.dtype)
-        surprise = reward[step] + goes_on * values[step + 1] - values[step]
-        advantage = surprise + goes_on * gae_lambda * advantage
-        found.append(advantage)
-    return torch.stack(found[::-1])
-
-
-def evaluate(
-    policy: DagPolicy,
-    environment: Environment,
-    *,
-    episodes: int,
-    adjacency: Tensor | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """Play the likeliest actions along the likeliest DAGs.
-
-    Parameters
-    ----------
-    policy : DagPolicy
-    environment : Environment
-        Reset first.
-    episodes : int
-        At least this many; those of one step all count.
-    adjacency : Tensor [n, n], optional
-        Played instead; `empty_dag` measures what decentralised execution costs.
-    seed : int
-
-    Returns
-    -------
-    Evaluation
-    """
-    if episodes < 1:
-        raise ValueError(f"episodes: expected at least 1, got {episodes}")
-    now = environment.reset(seed)
-    running = torch.zeros(environment.batch)
-    finished: list[Tensor] = []
-    densities: list[Tensor] = []
-    while len(finished) < episodes:
-        with torch.no_grad():
-            decision = policy.act(now.features, now.legal, adjacency=adjacency, deterministic=True)
-        transition = environment.step(decision.actions)
-        running = running + transition.reward
-        finished.extend(running[transition.ended])
-        running = running.masked_fill(transition.ended, 0.0)
-        densities.append(edge_density(decision.adjacency))
-        now = transition.observation
-    return Evaluation(float(torch.stack(finished).mean()), float(torch.stack(densities).mean()))
-
-
-def _flatten(rollout: Rollout) -> Rollout:
-    """Join steps and games."""
-    noise = rollout.noise
-    return Rollout(
-        obs=rollout.obs.flatten(0, 1),
-        legal=None if rollout.legal is None else rollout.legal.flatten(0, 1),
-        actions=rollout.actions.flatten(0, 1),
-        log_prob=rollout.log_prob.flatten(0, 1),
-        adjacency=rollout.adjacency.flatten(0, 1),
-        noise=None
-        if noise is None
-        else DagNoise(noise.edges.flatten(0, 1), noise.order.flatten(0, 1)),
-        reward=rollout.reward.flatten(0, 1),
-        ended=rollout.ended.flatten(0, 1),
-    )

@@ -19,8 +19,10 @@ def gumbel_sinkhorn(
 ) -> Tensor:
     """Turn scores into nearly doubly stochastic matrices.
 
-    Rows and columns of ``exp((scores + noise) / temperature)`` are scaled to sum 1 in turn. Based
-    on "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (arXiv 1802.08665).
+    Rows and columns of ``exp((scores + noise) / temperature)`` are scaled to sum 1 in turn, in
+    float64; what is more than 200 temperatures below its row's largest counts as 200.
+
+    Based on "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (arXiv 1802.08665).
 
     Parameters
     ----------

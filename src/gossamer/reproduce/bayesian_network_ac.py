@@ -83,7 +83,7 @@ SIZES = {
     "quick": Tabular({2: 49, 3: 49}, steps=400, lr=0.1),
     "full": Tabular({2: 49, 3: 49, 5: 20}, steps=2000, lr=0.01),
 }
-ITERATIONS = {"aloha": 312, "speaker-listener": 60}
+ITERATIONS = {"aloha": 156, "speaker-listener": 40}
 HORIZONS = {"aloha": 20, "speaker-listener": 25}
 SEEDS = 2
 
