@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.decisions import AgentDag, FixedDag, edge_density, full_dag, topological_depth
+from gossamer.decisions import (
+    AgentDag,
+    FixedDag,
+    edge_density,
+    full_dag,
+    line_dag,
+    topological_depth,
+)
 
 
 def generator(n, learn_order=True, scale=1.0, seed=0):
@@ -45,7 +52,7 @@ def test_samples_differ_and_reach_both_directions():
 
 
 def test_a_fixed_order_keeps_to_the_upper_triangle():
-    graphs = generator(5, learn_order=False).sample(torch.randn(50, 3))
+    graphs = generator(5, learn_order=False).sample(torch.randn(50, 3)).detach()
     assert torch.equal(graphs, graphs.triu(1)) and float(edge_density(graphs)) > 0.2
 
 
@@ -74,16 +81,16 @@ def test_gradients_reach_every_network(learn_order):
         assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
 
 
-def test_it_learns_a_wanted_graph_from_the_context():
-    dag = generator(3, seed=1)
-    optimizer = torch.optim.Adam(dag.parameters(), lr=0.02)
+def test_it_learns_wanted_edges_from_the_context():
+    dag = generator(3, learn_order=False, seed=1)
+    optimizer = torch.optim.Adam(dag.parameters(), lr=0.05)
     context = torch.eye(3)[torch.arange(64) % 2]
-    wanted = torch.stack((full_dag(3), full_dag(3).T))[torch.arange(64) % 2]
-    for _ in range(150):
+    wanted = torch.stack((full_dag(3), line_dag(3)))[torch.arange(64) % 2]
+    for _ in range(80):
         optimizer.zero_grad()
         (dag.sample(context) - wanted).square().mean().backward()
         optimizer.step()
-    assert torch.equal(dag.sample(context, deterministic=True), wanted)
+    assert torch.equal(dag.sample(context, deterministic=True).detach(), wanted)
 
 
 def test_the_relaxation_is_soft():

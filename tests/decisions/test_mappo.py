@@ -123,7 +123,7 @@ def test_agents_that_see_each_other_learn_what_others_cannot():
 def test_it_learns_the_coordination_game():
     trainer = make_trainer(lambda: AgentDag(3, 9), lr=1e-2, epochs=5)
     returns = [progress.episode_return for progress in trainer.train(12)]
-    assert returns[-1] > returns[0] + 10
+    assert returns[-1] > returns[0] + 4
 
 
 def test_the_penalty_thins_the_graphs_out():
