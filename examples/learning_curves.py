@@ -7,7 +7,7 @@ from gossamer.report.curves import plot_curves
 from gossamer.reproduce.bayesian_network_ac import learning_curves
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--seeds", type=int, default=49)
+parser.add_argument("--seeds", type=int, default=20)
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--out", type=Path, default=Path("learning_curves.png"))
 options = parser.parse_args()
