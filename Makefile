@@ -14,7 +14,8 @@ $(PACKAGES): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch scikit-build-core
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation \
-		-C wheel.cmake=false -e '.[llm,onnx,estimators,graphs,peers,video,report,docs,dev]'
+		-C wheel.cmake=false \
+		-e '.[llm,onnx,estimators,decisions,graphs,peers,video,report,docs,dev]'
 	touch $@
 
 $(NATIVE): $(PACKAGES) $(NATIVE_SOURCES)
