@@ -4,6 +4,7 @@ from gossamer.kernels.activation_sparse_matmul import activation_sparse_matmul
 from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.block_spmm import block_spmm
+from gossamer.kernels.delta_conv import DeltaConv, HeldImages, delta_conv
 from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
@@ -25,6 +26,8 @@ __all__ = [
     "Affine",
     "AttentionOutput",
     "AttentionState",
+    "DeltaConv",
+    "HeldImages",
     "Int8Weight",
     "PackedWeight",
     "SparsePattern",
@@ -36,6 +39,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_state",
     "block_spmm",
+    "delta_conv",
     "depthwise_conv",
     "gathered_attention",
     "instruction_set",
