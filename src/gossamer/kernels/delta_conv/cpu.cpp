@@ -12,8 +12,8 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 8 * MAX_ROWS;  // positions gathered, multiplied and quantised together
-constexpr int WIDE = 4;                  // vectors of a depthwise sum under way at a time
+constexpr int64_t BLOCK = 64;  // most positions that are gathered, multiplied, quantised together
+constexpr int WIDE = 4;        // vectors of a depthwise sum under way at a time
 
 // To the nearest integer, ties to even; beyond 2^23 every float is one.
 GOSSAMER_INLINE Vec round_even(Vec x) {
@@ -68,19 +68,27 @@ GOSSAMER_INLINE int64_t inside(int64_t first, int64_t kernel, int64_t dilation, 
     return count;
 }
 
-// Marks positions of which a tap reads a change: rows first, then columns.
+// Marks positions of which a tap reads a change: along rows first, then across them.
 void spread(const DeltaConvArgs &a, uint8_t *rows, uint8_t *needed) {
-    for (int64_t y = 0; y < a.images * a.height; ++y)
-        for (int64_t x = 0; x < a.out_width; ++x) {
-            uint8_t mark = 0;
-            int64_t from = x * a.stride_x - a.left;
-            for (int64_t k = 0; k < a.kernel_width; ++k, from += a.dilation_x)
-                if (from >= 0 && from < a.width) mark |= a.changed[y * a.width + from];
-            rows[y * a.out_width + x] = mark;
+    memset(rows, 0, static_cast<size_t>(a.images * a.height * a.out_width));
+    memset(needed, 0, static_cast<size_t>(a.images * a.out_height * a.out_width));
+    for (int64_t k = 0; k < a.kernel_width; ++k) {
+        // Positions [first, last) read the column x * stride_x + shift inside of the image.
+        const int64_t shift = k * a.dilation_x - a.left;
+        const int64_t first = shift < 0 ? ceil_div(-shift, a.stride_x) : 0;
+        const int64_t last =
+            min64(a.out_width, shift < a.width ? (a.width - 1 - shift) / a.stride_x + 1 : 0);
+        for (int64_t y = 0; y < a.images * a.height; ++y) {
+            const uint8_t *from = a.changed + y * a.width + shift;
+            uint8_t *to = rows + y * a.out_width;
+            if (a.stride_x == 1)
+                for (int64_t x = first; x < last; ++x) to[x] |= from[x];
+            else
+                for (int64_t x = first; x < last; ++x) to[x] |= from[x * a.stride_x];
         }
+    }
     for (int64_t y = 0; y < a.images * a.out_height; ++y) {
         uint8_t *to = needed + y * a.out_width;
-        memset(to, 0, static_cast<size_t>(a.out_width));
         int64_t from = y % a.out_height * a.stride_y - a.top;
         for (int64_t k = 0; k < a.kernel_height; ++k, from += a.dilation_y) {
             if (from < 0 || from >= a.height) continue;
@@ -284,6 +292,7 @@ void delta_conv(const DeltaConvArgs &a) {
         return;
     }
     const int64_t depth = kernel * a.depth;
+    const int64_t blocks = round_up(ceil_div(count, BLOCK), a.threads);  // as many for each
     int64_t products = 0;
 #pragma omp parallel num_threads(a.threads) reduction(+ : products)
     {
@@ -297,8 +306,10 @@ void delta_conv(const DeltaConvArgs &a) {
         room.places = scratch.take<int32_t>(depth + W);
         room.afresh = scratch.take<int32_t>(BLOCK);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < count; i += BLOCK)
-            products += update_block(a, list + i, min64(BLOCK, count - i), room);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t first = b * count / blocks;
+            products += update_block(a, list + first, (b + 1) * count / blocks - first, room);
+        }
     }
     *a.products = products;
 }
