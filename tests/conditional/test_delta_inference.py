@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gossamer.conditional import DeltaInference, delta_inference, insert_delta, insert_l1
+from gossamer.conditional import DeltaInference, insert_delta, insert_l1
 
 
 class Net(nn.Module):
@@ -84,31 +85,41 @@ def test_vanishing_steps_are_the_dense_model_itself():
     torch.testing.assert_close(output, dense, rtol=0, atol=1e-6)
 
 
-def test_counts_are_the_products_of_changed_inputs_and_no_more(monkeypatch):
-    """Count by brute force what the kernel is handed, and what a dense pass multiplies."""
-    video = standing_camera(1, 4)
-    handed: list[int] = []
-    multiply = delta_inference.activation_sparse_matmul
-
-    def counted(activations, weight_t):
-        assert bool(activations.any(1).all())  # a place where nothing changed is not handed over
-        handed.append(int((activations != 0).sum()) * weight_t.shape[1])
-        return multiply(activations, weight_t)
-
-    monkeypatch.setattr(delta_inference, "activation_sparse_matmul", counted)
-    streaming = DeltaInference(insert_delta(net(), video, init=0.3), dense_above=1.0)
+@torch.no_grad()
+def test_counts_are_the_products_of_changed_inputs_and_no_more():
+    """Count by brute force, from what the layers of the whole model read in two frames."""
+    video = standing_camera(2, 4).double()
+    model = insert_delta(net(), video, init=0.3).eval().double()
+    reads: list[tuple[nn.Module, Tensor]] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_pre_hook(lambda own, inputs: reads.append((own, inputs[0])))
+    model(video)
+    streaming = DeltaInference(model, dense_above=1.0, dtype=torch.float64)
     _, steps = stream(streaming, video)
-    for step in steps[1:]:
-        kernel = handed[:5]
-        del handed[:5]
-        skipping = [layer for layer in step.layers if layer.name != "depthwise"]
-        assert [layer.multiply_adds for layer in skipping] == kernel
-        grouped = next(layer for layer in step.layers if layer.name == "depthwise")
-        assert grouped.multiply_adds == grouped.dense_multiply_adds
-        assert step.multiply_adds == sum(kernel) + grouped.multiply_adds
+    for time, step in enumerate(steps[1:], 1):
+        expected = []
+        for layer, read in reads:
+            frames = read.unflatten(0, (2, 4))
+            changed = (frames[:, time] != frames[:, time - 1]).double()
+            if isinstance(layer, nn.Linear):
+                expected.append(int(changed.sum()) * layer.out_features)
+                continue
+            padding = layer._reversed_padding_repeated_twice
+            channels = layer.weight.shape[0]
+            ones = torch.ones_like(layer.weight[:1])
+            options = {"stride": layer.stride, "dilation": layer.dilation}
+            if layer.groups > 1:  # every tap of a position that reads a change
+                changed = changed.amax(1, keepdim=True)
+                inside = F.conv2d(F.pad(torch.ones_like(changed), padding), ones, **options)
+                met = F.conv2d(F.pad(changed, padding), ones, **options) > 0
+                expected.append(int(inside[met].sum()) * channels)
+            else:
+                read_by = F.conv2d(F.pad(changed, padding), ones, **options)
+                expected.append(int(read_by.sum()) * channels)
+        assert [layer.multiply_adds for layer in step.layers] == expected
         total = sum(layer.dense_multiply_adds for layer in step.layers)
-        assert step.density == step.multiply_adds / total
-    assert not handed
+        assert 0 < sum(expected) == step.multiply_adds and step.density == sum(expected) / total
 
 
 @pytest.mark.parametrize(
@@ -137,22 +148,22 @@ def test_dense_count_is_the_products_that_matter(layer):
     assert work.multiply_adds == work.dense_multiply_adds == products
 
 
-def poisoned(streaming: DeltaInference, keep: dict[int, list[int]]) -> None:
-    """Overwrite with NaN all weights but those of the channels named, layer by layer."""
-    for number, layer in enumerate(streaming._layers.values()):
-        kernel = layer.weight_t.shape[0] // layer.layer.weight.shape[1]
-        rows = layer.weight_t.view(-1, kernel, layer.weight_t.shape[1])
-        spared = rows[keep[number]].clone()
-        layer.layer.weight.fill_(torch.nan)
-        if layer.layer.bias is not None:
-            layer.layer.bias.fill_(torch.nan)
-        rows.fill_(torch.nan)
-        rows[keep[number]] = spared
+def poisoned(streaming: DeltaInference, channels: list[int], features: list[int]) -> None:
+    """Overwrite with NaN all weights of a convolution, then a linear layer, but those named."""
+    assert streaming._held is not None
+    weight = streaming._held._steps[1][1].weight  # [kh, kw, K, M]
+    weight[:, :, [k for k in range(weight.shape[2]) if k not in channels]] = torch.nan
+    (linear,) = streaming._layers.values()
+    rows = linear.weight_t
+    spared = rows[features].clone()
+    for poison in (linear.layer.weight, linear.layer.bias, rows):
+        poison.fill_(torch.nan)
+    rows[features] = spared
 
 
 @torch.no_grad()
 def test_what_did_not_change_is_not_multiplied():
-    """One input channel changes: the weights of the others and every bias become poison."""
+    """One input channel changes: the weights of the others become poison."""
     torch.manual_seed(0)
     first = nn.Conv2d(4, 6, 3, padding=1)
     model = nn.Sequential(first, nn.Flatten(), nn.Linear(6 * 25, 3))
@@ -169,7 +180,7 @@ def test_what_did_not_change_is_not_multiplied():
     streaming.step(video[:, 0])
     changed = torch.zeros(6, 5, 5, dtype=torch.bool)
     changed[reached] = True
-    poisoned(streaming, {0: [2], 1: changed.flatten().nonzero()[:, 0].tolist()})
+    poisoned(streaming, [2], changed.flatten().nonzero()[:, 0].tolist())
     for time in (1, 2):
         step = streaming.step(video[:, time])
         assert torch.equal(step.output, clean[:, time])
@@ -182,7 +193,7 @@ def test_a_frame_without_changes_multiplies_nothing():
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2))
     streaming = DeltaInference(insert_delta(model, video))
     first = streaming.step(video[:, 0])
-    poisoned(streaming, {0: [], 1: []})
+    poisoned(streaming, [], [])
     again = streaming.step(video[:, 1])
     assert again.multiply_adds == 0 and torch.equal(again.output, first.output)
 

@@ -1,5 +1,6 @@
 """Streaming inference: each frame costs the multiply-adds of what changed since the last one."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gossamer.conditional.delta_activation import DeltaActivation
+from gossamer.conditional.held_network import HELD, HeldNetwork, take_links
 from gossamer.conditional.tracing import called_module, source, trace
 from gossamer.kernels import activation_sparse_matmul
 
@@ -60,11 +62,14 @@ class Step:
 class DeltaInference:
     """Run a video model frame by frame, multiplying only what changed since the last frame.
 
-    Each linear layer keeps its last input and output, ``z_t = z_t-1 + W (x_t - x_t-1)``, and all
-    else (bias, activation, quantisation, pooling, residual sum) acts on these outputs as ever.
-    Since delta layers quantise the values and not their differences, nothing is lost and nothing
-    drifts but rounding errors. A first frame, and a layer of which much has changed, run dense,
-    as do grouped convolutions always: a value of theirs feeds too few weights to pay for a skip.
+    Each linear layer keeps its last output, ``z_t = z_t-1 + W (x_t - x_t-1)``, and all else (bias,
+    activation, quantisation, pooling, residual sum) acts on these outputs as ever. Since delta
+    layers quantise the values and not their differences, nothing is lost and nothing drifts but
+    rounding errors. Convolutions between delta layers, with batch norm, a residual sum and a clamp
+    behind them, run in one pass each (`gossamer.kernels.delta_conv`), which touches the positions
+    that read a change. A first frame runs dense, and so does a position, or a layer of any other
+    kind, of whose inputs much has changed. A depthwise convolution computes the positions that
+    read a change, whatever the channel; other grouped convolutions run dense.
 
     Based on "Training for temporal sparsity in deep neural networks, application in video
     processing" (arXiv 2107.07305), section on delta inference.
@@ -75,8 +80,8 @@ class DeltaInference:
         From videos [B, T, ...] to [B, T, ...], as `insert_delta` makes it. Copied; batch norms
         are folded.
     dense_above : float
-        Share of changed inputs above which a layer computes its output afresh (a dense product
-        costs about a third of a sparse one). 1.0 multiplies least.
+        Share of changed inputs above which a position, or a layer of another kind, is computed
+        afresh (a dense product costs about a third of a sparse one). 1.0 multiplies least.
     resync_every : int, optional
         Frames after which all layers compute afresh, against the accumulation of rounding errors.
     dtype : torch.dtype
@@ -116,7 +121,12 @@ class DeltaInference:
             raise TypeError(f"expected dtype to be float32 or float64, got {dtype}")
         self._dtype, self._resync_every = dtype, resync_every
         self._model = trace(model).eval().to(dtype)
+        self._order = [node.name for node in self._model.graph.nodes]
+        self._links, self._read = take_links(self._model)
+        self._held: HeldNetwork | None = None
+        self._dense_above = dense_above
         self._layers = _make_stateful(self._model, dense_above)
+        self._dense_work: dict[str, int] = {}
         self._shape: torch.Size | None = None
         self._frames = 0
 
@@ -134,30 +144,54 @@ class DeltaInference:
         ValueError
             If the frame is not finite, or not of the last frame's shape.
         """
-        if not frame.is_floating_point() or not torch.isfinite(frame).all():
+        if not frame.is_floating_point() or not _is_finite(frame):
             raise ValueError(f"expected finite floating-point values, got {frame.dtype} or NaN")
         if self._shape not in (None, frame.shape):
             raise ValueError(
                 f"expected a frame of shape {list(self._shape)}, got {list(frame.shape)}; "
                 "try reset() first"
             )
-        if self._shape is None or (self._resync_every and self._frames % self._resync_every == 0):
+        afresh = self._shape is None or bool(
+            self._resync_every and self._frames % self._resync_every == 0
+        )
+        if afresh:
             self._forget()  # also what a first frame left that the model refused
-        if frame.ndim == 4:
-            frame = frame.contiguous(memory_format=torch.channels_last)
-        output = self._model(frame.to(self._dtype).unsqueeze(1))[:, 0]
+        output = self._model(*self._inputs(frame.to(self._dtype), afresh))[:, 0]
         self._shape, self._frames = frame.shape, self._frames + 1
+        work = {name: layer.multiply_adds for name, layer in self._layers.items()}
+        if self._held is not None:
+            work |= self._held.multiply_adds
+        if afresh:
+            self._dense_work = work
         return Step(
             output.clone(),  # a last layer goes on writing into its own
             tuple(
-                LayerWork(name, layer.multiply_adds, layer.dense_multiply_adds)
-                for name, layer in self._layers.items()
+                LayerWork(name, work[name], self._dense_work[name])
+                for name in self._order
+                if name in work
             ),
         )
+
+    def _inputs(self, frame: Tensor, afresh: bool) -> list[Tensor]:
+        """Run the links, and return what the rest of the model reads: videos of one frame."""
+        if not self._links:
+            layout = torch.channels_last if frame.ndim == 4 else torch.contiguous_format
+            return [frame.contiguous(memory_format=layout).unsqueeze(1)]
+        if self._held is None:
+            self._held = HeldNetwork(self._links, frame, self._dense_above)
+        self._held.step(frame, afresh=afresh)
+        return [frame.unsqueeze(1), *(self._held.value(number) for number in self._read)]
 
     def _forget(self) -> None:
         for layer in self._layers.values():
             layer.input = layer.output = None
+        if self._shape is None:
+            self._held = None
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one pass: both of these reach the extremes."""
+    return x.numel() == 0 or all(math.isfinite(bound) for bound in torch.aminmax(x))
 
 
 class _StatefulLinear(nn.Module):
@@ -230,7 +264,7 @@ def _make_stateful(model: fx.GraphModule, dense_above: float) -> dict[str, _Stat
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         read = source(model, node)
-        if not isinstance(called_module(model, read), DeltaActivation):
+        if HELD not in read.meta and not isinstance(called_module(model, read), DeltaActivation):
             raise ValueError(
                 f"expected {node.name!r} to read a delta layer, got {read.name!r}; try insert_delta"
             )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
-from gossamer.inference.fused import Clamp, FusedConv2d, FusedLayer, FusedLinear, Padding
+from gossamer.inference.fused import FusedConv2d, FusedLayer, FusedLinear, Padding
+from gossamer.layers.calls import clamp_bounds, zero_padding
 
 _NOTHING = (
     nn.Identity,
@@ -22,8 +22,6 @@ _NOTHING = (
     nn.FeatureAlphaDropout,
 )
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_RELU = (torch.relu, torch.relu_, F.relu, F.relu_)
-_CLAMP = (torch.clamp, torch.clip, torch.clamp_)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -66,7 +64,7 @@ def fuse(traced: fx.GraphModule) -> dict[str, FusedLayer]:
             continue
         source = node.all_input_nodes[0]
         before = of_node.get(source) if len(source.users) == 1 else None
-        clamp = _clamp(node, module)
+        clamp = clamp_bounds(node, module)
         if isinstance(module, _NOTHING):
             _bypass(node, source)
         elif isinstance(module, nn.Conv2d) and _pads_with_zeros(module):
@@ -112,27 +110,6 @@ def _folds(module: nn.Module | None, layer: FusedLayer) -> bool:
     )
 
 
-def _clamp(node: fx.Node, module: nn.Module | None) -> Clamp | None:
-    """Return the bounds that a call clamps its input to, None if it does something else."""
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return (float(module.min_val), float(module.max_val))
-    if isinstance(module, nn.ReLU):
-        return (0.0, math.inf)
-    is_method = node.op == "call_method"
-    if node.target in (("relu", "relu_") if is_method else _RELU):
-        return (0.0, math.inf)
-    if node.target is F.relu6:
-        return (0.0, 6.0)
-    if node.target in (("clamp", "clamp_", "clip") if is_method else _CLAMP):
-        bounds = dict(zip(("min", "max"), node.args[1:], strict=False)) | node.kwargs
-        low, high = bounds.get("min"), bounds.get("max")
-        low = -math.inf if low is None else low
-        high = math.inf if high is None else high
-        if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
-            return (float(low), float(high))
-    return None
-
-
 def _pads_with_zeros(conv: nn.Conv2d) -> bool:
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
@@ -141,16 +118,8 @@ def _zero_padding(traced: fx.GraphModule, node: fx.Node) -> Padding | None:
     """Return the zeros that a call puts around images, if nothing else reads what it returns."""
     if len(node.users) != 1:
         return None
-    padding: object = None
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        padding = module.padding if isinstance(module, nn.ZeroPad2d) else None
-    elif node.target is F.pad and not node.kwargs and len(node.args) == 2:
-        padding = node.args[1]
-    if not isinstance(padding, tuple | list) or len(padding) != 4:
-        return None
-    sizes = [size for size in padding if isinstance(size, int) and size >= 0]
-    return (sizes[0], sizes[1], sizes[2], sizes[3]) if len(sizes) == 4 else None
+    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return zero_padding(node, module)
 
 
 def _bypass(node: fx.Node, source: fx.Node) -> None:

@@ -5,6 +5,7 @@ from gossamer.kernels.backend import instruction_set, instruction_sets
 from gossamer.kernels.balanced_sets import balanced_sets
 from gossamer.kernels.block_sparse_attention import block_sparse_attention, block_sparse_state
 from gossamer.kernels.block_spmm import block_spmm
+from gossamer.kernels.delta_conv import DeltaConv, HeldImages, delta_conv
 from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
@@ -34,6 +35,8 @@ __all__ = [
     "Affine",
     "AttentionOutput",
     "AttentionState",
+    "DeltaConv",
+    "HeldImages",
     "Int8Weight",
     "PackedWeight",
     "Refinement",
@@ -48,6 +51,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_state",
     "block_spmm",
+    "delta_conv",
     "depthwise_conv",
     "dsnot_refine",
     "finite_differences",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gossamer import inference
 from gossamer.bench.timing import interleaved
 from gossamer.conditional import DeltaInference, calibrate, insert_delta
 from gossamer.data.moving_digits import DigitClips, MovingDigits
@@ -315,26 +316,36 @@ def _pointwise(model: nn.Module, video: Tensor) -> Claim:
 def _time(model: nn.Module, video: Tensor) -> Claim:
     """Time frames of the standing camera against PyTorch's own dense model, in one run."""
     streaming = DeltaInference(_calibrated(model, video, _choose_scale(model, video)))
-    folded = _folded(model).to(memory_format=torch.channels_last)  # pyright: ignore
-    whole = video[:1].contiguous(memory_format=torch.channels_last)
     frames = itertools.cycle(video.unsqueeze(1))
     taken = _milliseconds(
-        {
-            "dense": torch.no_grad()(lambda: folded(whole)),
-            "streaming": lambda: streaming.step(next(frames)),
-        }
+        _dense_runners(model, video[:1]) | {"streaming": lambda: streaming.step(next(frames))}
     )
+    ours = taken.pop("streaming")
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in taken.items())
     return Claim(
         claim="a frame of a standing camera takes less time than the dense model's",
         paper=None,
         source=f"{SOURCE}, no figure for a CPU",
-        baseline=taken["dense"],
-        ours=taken["streaming"],
-        criterion="ours < baseline, milliseconds a frame",
-        holds=taken["streaming"] < taken["dense"],
-        setting="EfficientNet-Lite0, batch norms folded, channels last, batch 1; streaming also "
-        "quantises, subtracts and searches each activation",
+        baseline=min(taken.values()),
+        ours=ours,
+        criterion="ours < baseline, milliseconds a frame; the fastest dense runner",
+        holds=ours < min(taken.values()),
+        setting=f"EfficientNet-Lite0, batch 1, {torch.get_num_threads()} threads; dense, in "
+        f"milliseconds: {listed}; streaming also quantises and compares what it computes",
     )
+
+
+def _dense_runners(model: nn.Module, frame: Tensor) -> dict[str, Callable[[], object]]:
+    """What runs the dense model: PyTorch as it is and compiled, and gossamer's own layers."""
+    folded = _folded(model).to(memory_format=torch.channels_last)  # pyright: ignore
+    whole = frame.contiguous(memory_format=torch.channels_last)
+    frozen = torch.compile(folded, options={"freezing": True})
+    own = inference.compile(model, frame)
+    return {
+        "PyTorch, batch norms folded, channels last": torch.no_grad()(lambda: folded(whole)),
+        "torch.compile": torch.no_grad()(lambda: frozen(whole)),
+        "inference.compile": lambda: own(frame),
+    }
 
 
 def _folded(model: nn.Module) -> nn.Module:

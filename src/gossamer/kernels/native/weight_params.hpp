@@ -162,6 +162,32 @@ struct MaskSwapsArgs {
     int threads;
 };
 
+// A convolution, the sum and clamp behind it and the quantisation behind those, at the positions
+// that need it: where something read has changed. Images are [images, height, width, channels]
+// with channels and features padded to whole vectors; masks are one byte a position.
+struct DeltaConvArgs {
+    const float *input;             // [images, height, width, channels]
+    const uint8_t *changed;         // of the input
+    const float *change;            // input minus what it was, where it changed
+    const float *weight;            // [kernel, depth, features], or [kernel, features]: depthwise
+    const float *bias;              // [features]
+    const float *addend;            // [images, out_height, out_width, features] or nullptr
+    const uint8_t *addend_changed;  // of the addend
+    const float *step;              // [features]
+    const uint8_t *afresh;          // one byte: compute every position from the input
+    float *sums;                    // the convolution's own output, held; nullptr: depthwise
+    float *output;                  // held: multiples of the steps, updated in place
+    uint8_t *output_changed;        // where they did
+    float *output_change;           // by how much, there
+    int64_t *products;              // one number: inputs multiplied, with `features` weights each
+    int64_t images, height, width, channels, depth, features, out_height, out_width;
+    int64_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x, top, left;
+    bool depthwise;
+    float low, high;
+    float sparse_below;  // share of changed inputs up to which only those are multiplied
+    int threads;
+};
+
 // out = left + right.
 struct AddArgs {
     const float *left, *right;
@@ -184,6 +210,7 @@ struct AddArgs {
     entry(depthwise_conv, DepthwiseConvArgs) \
     entry(sparsegpt_sweep, SparsegptSweepArgs) \
     entry(mask_swaps, MaskSwapsArgs) \
+    entry(delta_conv, DeltaConvArgs) \
     entry(add, AddArgs) \
     entry(activation_sparse_matmul, ActivationSparseArgs)
 // clang-format on

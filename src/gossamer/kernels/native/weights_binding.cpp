@@ -1,6 +1,8 @@
 // The binding of the kernels of sparse weights.
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 
+#include <array>
 #include <functional>
 #include <initializer_list>
 #include <limits>
@@ -293,6 +295,83 @@ void mask_swaps(const Array &weight, const Array &mask, const Array &total, cons
     active_kernels().mask_swaps(a);
 }
 
+// Images held from frame to frame: values, mask of the changed positions, changes.
+struct HeldImages {
+    HeldImages(Array values, Array changed, Array change)
+        : values(values), changed(changed), change(change) {}
+
+    Array values, changed, change;
+};
+
+// A convolution whose output is quantised, and the sums of its own that it holds.
+struct DeltaConv {
+    DeltaConv(Array weight, Array bias, Array step, MaybeArray sums,
+              const std::array<int64_t, 6> &geometry, float low, float high, float sparse_below)
+        : weight(weight),
+          bias(bias),
+          step(step),
+          sums(sums),
+          geometry(geometry),
+          low(low),
+          high(high),
+          sparse_below(sparse_below) {}
+
+    DeltaConvArgs between(const HeldImages &input, const HeldImages *addend,
+                          const HeldImages &output, const Array &afresh,
+                          const Array &products) const {
+        DeltaConvArgs a{};
+        a.input = tensor<float>(input.values);
+        a.changed = tensor<uint8_t>(input.changed);
+        a.change = tensor<float>(input.change);
+        a.weight = tensor<float>(weight);
+        a.bias = tensor<float>(bias);
+        a.addend = addend == nullptr ? nullptr : tensor<float>(addend->values);
+        a.addend_changed = addend == nullptr ? nullptr : tensor<uint8_t>(addend->changed);
+        a.step = tensor<float>(step);
+        a.afresh = tensor<uint8_t>(afresh);
+        a.sums = data<float>(sums);
+        a.output = static_cast<float *>(output.values.data());
+        a.output_changed = static_cast<uint8_t *>(output.changed.data());
+        a.output_change = static_cast<float *>(output.change.data());
+        a.products = static_cast<int64_t *>(products.data());
+        a.images = static_cast<int64_t>(input.values.shape(0));
+        a.height = static_cast<int64_t>(input.values.shape(1));
+        a.width = static_cast<int64_t>(input.values.shape(2));
+        a.channels = static_cast<int64_t>(input.values.shape(3));
+        a.out_height = static_cast<int64_t>(output.values.shape(1));
+        a.out_width = static_cast<int64_t>(output.values.shape(2));
+        a.features = static_cast<int64_t>(output.values.shape(3));
+        a.kernel_height = static_cast<int64_t>(weight.shape(0));
+        a.kernel_width = static_cast<int64_t>(weight.shape(1));
+        a.depthwise = weight.ndim() == 3;
+        a.depth = a.depthwise ? 1 : static_cast<int64_t>(weight.shape(2));
+        a.stride_y = geometry[0];
+        a.stride_x = geometry[1];
+        a.dilation_y = geometry[2];
+        a.dilation_x = geometry[3];
+        a.top = geometry[4];
+        a.left = geometry[5];
+        a.low = low;
+        a.high = high;
+        a.sparse_below = sparse_below;
+        a.threads = 1;
+        return a;
+    }
+
+    Array weight, bias, step;
+    MaybeArray sums;
+    std::array<int64_t, 6> geometry;
+    float low, high, sparse_below;
+};
+
+void delta_conv(const HeldImages &input, const DeltaConv &layer, const HeldImages *addend,
+                const HeldImages &output, const Array &afresh, const Array &products, int threads) {
+    DeltaConvArgs a = layer.between(input, addend, output, afresh, products);
+    a.threads = threads;
+    nb::gil_scoped_release release;
+    active_kernels().delta_conv(a);
+}
+
 // Calls of kernels, recorded with their tensors, which are kept alive. Two tensors stand for what
 // every run brings along: its input and its output.
 class Program {
@@ -326,6 +405,20 @@ class Program {
             a.out = static_cast<float *>(write(a.out, run));
             a.threads = run.threads;
             active_kernels().depthwise_conv(a);
+        });
+    }
+
+    // Reads and writes fixed tensors only.
+    void delta_conv(const HeldImages &input, const DeltaConv &layer, const HeldImages *addend,
+                    const HeldImages &output, const Array &afresh, const Array &products) {
+        for (const HeldImages *held : {&input, addend, &output})
+            if (held != nullptr) keep({held->values, held->changed, held->change}, std::nullopt);
+        keep({layer.weight, layer.bias, layer.step, afresh, products}, layer.sums);
+        const DeltaConvArgs recorded = layer.between(input, addend, output, afresh, products);
+        steps_.emplace_back([recorded](const Run &run) {
+            DeltaConvArgs a = recorded;
+            a.threads = run.threads;
+            active_kernels().delta_conv(a);
         });
     }
 
@@ -391,10 +484,18 @@ void bind_weights(nb::module_ &m) {
     m.def("depthwise_conv", &depthwise_conv);
     m.def("sparsegpt_sweep", &sparsegpt_sweep);
     m.def("mask_swaps", &mask_swaps);
+    nb::class_<HeldImages>(m, "HeldImages").def(nb::init<Array, Array, Array>());
+    nb::class_<DeltaConv>(m, "DeltaConv")
+        .def(nb::init<Array, Array, Array, MaybeArray, const std::array<int64_t, 6> &, float, float,
+                      float>());
+    m.def("delta_conv", &delta_conv, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg());
     nb::class_<Program>(m, "Program")
         .def(nb::init<const Array &, const Array &>())
         .def("spmm", &Program::spmm)
         .def("depthwise_conv", &Program::depthwise_conv)
+        .def("delta_conv", &Program::delta_conv, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
+             nb::arg(), nb::arg())
         .def("add", &Program::add)
         .def("run", &Program::run);
     m.def("activation_sparse_matmul", &activation_sparse_matmul);

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from gossamer.kernels import backend
+from gossamer.kernels.delta_conv import DeltaConv, HeldImages
 from gossamer.kernels.packed import PackedWeight
 
 
@@ -65,6 +66,24 @@ class Program:
         """Add a depth-wise convolution of image [N, C, H, W]."""
         left, _, top, _ = padding
         self._record("depthwise_conv", image, weight, out, bias, stride, left, top, *clamp)
+
+    def delta_conv(
+        self,
+        source: HeldImages,
+        layer: DeltaConv,
+        target: HeldImages,
+        addend: HeldImages | None,
+        afresh: Tensor,
+        products: Tensor,
+    ) -> None:
+        """Add a layer of a streamed network; it reads and writes none of what `run` is given.
+
+        afresh is one uint8, products one int64, both looked at in each run.
+        """
+        other = None if addend is None else addend.native
+        self._record(
+            "delta_conv", source.native, layer.native, other, target.native, afresh, products
+        )
 
     def add(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """Add ``out = left + right``; `out` may be one of them."""
