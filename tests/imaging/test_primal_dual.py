@@ -47,12 +47,12 @@ def solve(scan, **options):
 
 
 def test_it_reaches_the_minimum_that_another_solver_finds(small):
-    found = solve(small, n_iter=500, tol=0.0)
+    found = solve(small, n_iter=800, tol=0.0)
     ours = float(objective(found.image, found.error, small.kspace, small.physics, 0.0))
     x = small.physics.adjoint(small.kspace).requires_grad_()
     e = torch.zeros_like(x).requires_grad_()
-    for smooth in (1e-1, 1e-2):
-        descent = torch.optim.LBFGS([x, e], max_iter=40, line_search_fn="strong_wolfe")
+    for smooth in (1e-1, 1e-2, 1e-3):
+        descent = torch.optim.LBFGS([x, e], max_iter=60, line_search_fn="strong_wolfe")
 
         def cost(smooth=smooth):
             descent.zero_grad()  # noqa: B023
@@ -64,7 +64,7 @@ def test_it_reaches_the_minimum_that_another_solver_finds(small):
     with torch.no_grad():
         theirs = float(objective(x, e, small.kspace, small.physics, 0.0))
     assert ours <= theirs * (1 + 1e-5)
-    assert ours == pytest.approx(theirs, rel=1e-2)
+    assert ours == pytest.approx(theirs, rel=2e-3)
     assert found.objective[-1] == pytest.approx(ours, rel=1e-4)
 
 
