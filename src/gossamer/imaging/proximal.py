@@ -27,7 +27,7 @@ def soft(z: Tensor, threshold: float) -> Tensor:
 
     Examples
     --------
-    >>> soft(torch.tensor([3j, 1 + 0j, -0.5 + 0j]), 1.0).abs().tolist()
+    >>> soft(torch.tensor([3j, 1 + 0j, -0.5 + 0j]), 1.0).abs().round(decimals=4).tolist()
     [2.0, 0.0, 0.0]
     """
     if not threshold:
