@@ -1,5 +1,7 @@
 """Our games pass PettingZoo's own tests, and batches of environments play what each would play."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,10 @@ import torch
 pytest.importorskip("pettingzoo")
 from gymnasium.spaces import Box, Dict, Discrete
 from pettingzoo import ParallelEnv
-from pettingzoo.test import parallel_api_test, parallel_seed_test
+
+with warnings.catch_warnings():  # its tests import a game by a name that it deprecates
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 from gossamer.adapters.pettingzoo import GameEnv, VectorEnv
 from gossamer.decisions import Aloha, GameBatch, TabularCoordinationGame

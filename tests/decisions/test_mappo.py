@@ -121,9 +121,9 @@ def test_agents_that_see_each_other_learn_what_others_cannot():
 
 
 def test_it_learns_the_coordination_game():
-    trainer = make_trainer(lambda: AgentDag(3, 9), lr=1e-2, epochs=5)
-    returns = [progress.episode_return for progress in trainer.train(12)]
-    assert returns[-1] > returns[0] + 4
+    trainer = make_trainer(lambda: AgentDag(3, 9), batch=16, lr=5e-3, epochs=5)
+    returns = [progress.episode_return for progress in trainer.train(20)]
+    assert sum(returns[-3:]) / 3 > returns[0] + 6
 
 
 def test_the_penalty_thins_the_graphs_out():
