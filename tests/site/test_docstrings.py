@@ -36,6 +36,8 @@ DOCSTRING = """Keep what matters.
     2
     """
 
+NAMELESS = object()
+
 
 def html(text: str) -> str:
     return library.markdown(text, extensions=["attr_list", "def_list", "fenced_code"])
@@ -104,5 +106,10 @@ def test_summaries_are_one_line():
     assert summary(3) == ""
 
 
+def unnamed(key=NAMELESS):
+    return key
+
+
 def test_defaults_without_a_name_have_no_address():
-    assert "0x" not in reference("f", lambda key=object(): key)
+    assert "0x" in repr(NAMELESS)
+    assert "0x" not in reference("unnamed", unnamed)
