@@ -90,7 +90,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"range": (0, 0, 0, 1, 1)}, ValueError, "lower and an upper corner"),
     ({"range": (0, 0, 1, 1, 1, 1)}, ValueError, "lower and an upper corner"),
     ({"voxel_size": (0.5, 0, 1)}, ValueError, "three positive sizes"),
-    ({"voxel_size": (0.3, 1.0, 0.5)}, ValueError, r"to divide the range, got 2 / 0.3 = 6.67"),
+    ({"voxel_size": (0.3, 1.0, 0.5)}, ValueError, r"to divide the range, got 2 / 0.3 = 6.66667 cells"),
     ({"reduce": "median"}, ValueError, "one of mean, max, sum, got 'median'"),
 ]
 
