@@ -207,7 +207,9 @@ def test_triton_interpreted(monkeypatch, dtype):
     loose = 1e-5 if dtype == torch.float32 else 0.05
     for mine, right in zip((output, *grads), (exact, *expected), strict=True):
         assert mine.dtype == dtype
-        check_close(mine.detach(), right.detach(), loose * max(1.0, float(right.detach().abs().max())))
+        check_close(
+            mine.detach(), right.detach(), loose * max(1.0, float(right.detach().abs().max()))
+        )
 
 
 GOOD_SETS = TokenSets.from_lists([[0, 1, 2]], size=3)
