@@ -63,7 +63,7 @@ def _pillars(scenes: int, beams: int, side: float, seed: int) -> Voxels:
 
 def _clouds(scale: str, seed: int) -> dict[str, Voxels]:
     side = 0.1 if scale == "quick" else 0.025
-    motorcycle = voxelize(motorcycle_points(), voxel_size=(side,) * 3, range=MOTORCYCLE)
+    motorcycle = voxelize(motorcycle_points(), voxel_size=(side, side, side), range=MOTORCYCLE)
     lidar = _pillars(1 if scale == "quick" else 4, 32, PILLAR, seed)
     return {"motorcycle": motorcycle.voxels, "LiDAR": lidar}
 
