@@ -110,12 +110,11 @@ def attend(
     output: Tensor,
 ) -> None:
     """Fill `output` [heads, tokens, dim]."""
-    parts: Any = _computable(query, key, value)
-    strides: Any = [part.stride() for part in (*parts, output)]
+    q, k, v = _computable(query, key, value)
     with torch.cuda.device_of(query):
         set_attention_kernel[(len(indices), len(query))](
-            *parts, indices, repeated.view(torch.uint8), output, *strides, scale,
-            **_tile(query, indices),
+            q, k, v, indices, repeated.view(torch.uint8), output,
+            q.stride(), k.stride(), v.stride(), output.stride(), scale, **_tile(query, indices),
         )  # fmt: skip
 
 
@@ -132,11 +131,10 @@ def attend_backward(
     value_grad: Tensor,
 ) -> None:
     """Fill the gradients of query, key and value, which share their strides."""
-    parts: Any = _computable(grad, query, key, value)
-    strides: Any = [part.stride() for part in (*parts, query_grad)]
-    grads: Any = query_grad, key_grad, value_grad
+    g, q, k, v = _computable(grad, query, key, value)
     with torch.cuda.device_of(query):
         set_attention_backward_kernel[(len(indices), len(query))](
-            *parts, indices, repeated.view(torch.uint8), *grads, *strides, scale,
+            g, q, k, v, indices, repeated.view(torch.uint8), query_grad, key_grad, value_grad,
+            g.stride(), q.stride(), k.stride(), v.stride(), query_grad.stride(), scale,
             **_tile(query, indices),
         )  # fmt: skip
