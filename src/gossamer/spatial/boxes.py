@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+CLOSE = 1e-7  # metres, and radians, that do not count
+
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
@@ -71,10 +73,12 @@ def bev_iou(first: Tensor, second: Tensor) -> Tensor:
     between = q[..., None, :, :] - p[..., :, None, :]  # [K, M, 4, 4, 2]
     u, v = edge_p[..., :, None, :], edge_q[..., None, :, :]
     cross = _cross(u, v)
-    along = _cross(between, v) / torch.where(cross == 0, torch.inf, cross)
-    other = _cross(between, u) / torch.where(cross == 0, torch.inf, cross)
+    # Edges this close to parallel cross nowhere that rounding leaves meaningful; corners suffice.
+    parallel = cross.abs() <= CLOSE * u.norm(dim=-1) * v.norm(dim=-1)
+    divisor = torch.where(parallel, torch.inf, cross)
+    along, other = _cross(between, v) / divisor, _cross(between, u) / divisor
     crossing = p[..., :, None, :] + along[..., None] * u
-    meets = (cross != 0) & (along >= 0) & (along <= 1) & (other >= 0) & (other <= 1)
+    meets = ~parallel & ((along - 0.5).abs() <= 0.5 + CLOSE) & ((other - 0.5).abs() <= 0.5 + CLOSE)
     points = torch.cat(
         [p.expand(*grid, 4, 2), q.expand(*grid, 4, 2), crossing.reshape(*grid, 16, 2)], 2
     )
@@ -102,7 +106,7 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     cosine, sine = boxes[..., None, 6].cos(), boxes[..., None, 6].sin()
     along = offset[..., 0] * cosine + offset[..., 1] * sine
     across = offset[..., 1] * cosine - offset[..., 0] * sine
-    half = boxes[..., None, 3:5] / 2 + 1e-9
+    half = boxes[..., None, 3:5] / 2 + CLOSE
     return (along.abs() <= half[..., 0]) & (across.abs() <= half[..., 1])
 
 

@@ -12,7 +12,7 @@ from gossamer.patterns import TokenSets
 from gossamer.spatial.partition import RotatedSets
 
 Order = Literal["y", "x"]
-ORDERS: tuple[Order, ...] = ("y", "x")
+ORDERS: tuple[Order, Order] = ("y", "x")
 
 
 class SetAttention(nn.Module):
@@ -40,7 +40,8 @@ class SetAttention(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(f"expected heads to divide {channels} channels, got {heads}")
-        self.heads, self.impl = heads, impl
+        self.heads = heads
+        self.impl: Impl = impl
         self.query_key = nn.Linear(channels, 2 * channels)
         self.value = nn.Linear(channels, channels)
         self.project = nn.Linear(channels, channels)

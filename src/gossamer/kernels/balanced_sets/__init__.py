@@ -1,5 +1,7 @@
 """Deal the tokens of each group out to sets of one size, in the order of a key."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,9 +52,11 @@ def balanced_sets(
     ([[1, 1], [3, 0], [2, 2]], [[0, 0], [1, 3], [2, 2]])
     """
     _check(groups, keys, size)
-    impl = backend.choose(impl, groups.device, backend.WITHOUT_TRITON)
     indices, repeated = torch.ops.gossamer.balanced_sets(
-        groups.contiguous(), keys.contiguous(), size, impl
+        groups.contiguous(),
+        keys.contiguous(),
+        size,
+        backend.choose(impl, groups.device, backend.WITHOUT_TRITON),
     )
     return tuple(
         TokenSets(*each, len(groups))
@@ -85,7 +89,7 @@ def _run(groups: Tensor, keys: Tensor, size: int, impl: str) -> tuple[Tensor, Te
     if impl == "reference" or not keys.numel():
         return reference.deal(groups, keys, size)
     span = int(keys.max()) + 1
-    sets = backend.launch("balanced_sets", groups, keys, span, size, None, None)
+    sets: Any = backend.launch("balanced_sets", groups, keys, span, size, None, None)
     indices = keys.new_empty(len(keys), sets, size)
     repeated = torch.empty_like(indices, dtype=torch.bool)
     backend.launch("balanced_sets", groups, keys, span, size, indices, repeated)

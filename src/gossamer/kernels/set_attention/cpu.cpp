@@ -70,10 +70,10 @@ void softmax(int64_t count, int64_t columns, float scale, float *scores) {
         fill(row, count, columns, NEG_INF);
         Vec most = load(row);
         for (int64_t j = W; j < columns; j += W) most = maximum(most, load(row + j));
-        const Vec shift = broadcast(maximum(most)) * c;
+        const Vec top = broadcast(maximum(most));
         Vec total{};
         for (int64_t j = 0; j < columns; j += W) {
-            const Vec p = exp2_nonpositive(load(row + j) * c - shift);
+            const Vec p = exp2_nonpositive((load(row + j) - top) * c);
             store(row + j, p);
             total += p;
         }

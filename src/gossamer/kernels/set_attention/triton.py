@@ -28,9 +28,9 @@ def _store(base, head, strides, tokens, kept, column, rows, DIM: tl.constexpr):
 @triton.jit
 def _shares(queries, keys, kept, scale):
     """Return the softmax over the kept keys, [SLOTS, SLOTS] float32."""
-    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * LOG2E)
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     scores = tl.where(kept[None, :], scores, -float("inf"))
-    shares = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    shares = tl.exp2((scores - tl.max(scores, 1)[:, None]) * (scale * LOG2E))
     return shares / tl.sum(shares, 1)[:, None]
 
 
@@ -110,12 +110,11 @@ def attend(
     output: Tensor,
 ) -> None:
     """Fill `output` [heads, tokens, dim]."""
-    parts = _computable(query, key, value)
-    strides = (part.stride() for part in (*parts, output))
+    q, k, v = _computable(query, key, value)
     with torch.cuda.device_of(query):
         set_attention_kernel[(len(indices), len(query))](
-            *parts, indices, repeated.view(torch.uint8), output, *strides, scale,
-            **_tile(query, indices),
+            q, k, v, indices, repeated.view(torch.uint8), output,
+            q.stride(), k.stride(), v.stride(), output.stride(), scale, **_tile(query, indices),
         )  # fmt: skip
 
 
@@ -132,11 +131,10 @@ def attend_backward(
     value_grad: Tensor,
 ) -> None:
     """Fill the gradients of query, key and value, which share their strides."""
-    parts = _computable(grad, query, key, value)
-    strides = (part.stride() for part in (*parts, query_grad))
-    grads = query_grad, key_grad, value_grad
+    g, q, k, v = _computable(grad, query, key, value)
     with torch.cuda.device_of(query):
         set_attention_backward_kernel[(len(indices), len(query))](
-            *parts, indices, repeated.view(torch.uint8), *grads, *strides, scale,
+            g, q, k, v, indices, repeated.view(torch.uint8), query_grad, key_grad, value_grad,
+            g.stride(), q.stride(), k.stride(), v.stride(), query_grad.stride(), scale,
             **_tile(query, indices),
         )  # fmt: skip
