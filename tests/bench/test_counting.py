@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from gossamer.bench.counting import FORMULAS, MacCounter, register_macs, training_step_macs
 from gossamer.kernels import (
     activation_sparse_matmul,
+    balanced_sets,
     block_sparse_attention,
     depthwise_conv,
     gathered_attention,
     nm_matmul,
     pack,
     sddmm,
+    set_attention,
     sparse_gemv,
     spmm,
 )
@@ -173,14 +175,25 @@ def test_a_custom_operator_without_a_formula_is_named():
         register_macs("twice", lambda args, result: 0)
 
 
+def test_set_attention_by_the_pairs_of_its_sets():
+    groups = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    (sets,) = balanced_sets(groups, torch.arange(7)[None], size=4)
+    query, key, value = torch.randn(3, 2, 7, 8).unbind()
+    pairs = 3 * 3 + 2 * 2 + 2 * 2  # five tokens in two sets, two in one
+    assert count(lambda: set_attention(query, key, value, sets)) == 2 * pairs * 2 * 8
+    leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+    output = set_attention(*leaves, sets)
+    assert count(lambda: output.sum().backward()) == 2 * pairs * 5 * 8
+
+
 def test_every_operator_of_ours_is_known():
     """A kernel that is added without a formula would be counted as nothing."""
-    from gossamer.bench.counting import CHOOSING
+    from gossamer.bench.counting import CHOOSING, REDUCING
     from gossamer.kernels.library import LIBRARY
 
     ours = {name.split(".")[0] for name in LIBRARY._op_defs}
     assert len(ours) >= 15
-    assert not {name for name in ours if name not in {*FORMULAS, *CHOOSING}}
+    assert not {name for name in ours if name not in {*FORMULAS, *CHOOSING, *REDUCING}}
 
 
 @pytest.mark.parametrize(("forward", "dense", "every"), [(10, 5, 3), (-1, 5, 3), (1, 5, 0)])

@@ -204,6 +204,22 @@ def _block_sparse(args: Sequence[Any], result: Any) -> int:
     return pairs * (query.shape[3] + value.shape[3])
 
 
+def _set_pairs(repeated: Tensor) -> int:
+    """Count the pairs of tokens that meet in sets, repeats left out, from [sets, size] marks."""
+    return int((~repeated.bool()).sum(1).square().sum())
+
+
+def _set_attention(args: Sequence[Any], result: Any) -> int:
+    query, _, value, _, repeated = args[:5]
+    return _set_pairs(repeated) * len(query) * (query.shape[2] + value.shape[2])
+
+
+def _set_attention_backward(args: Sequence[Any], result: Any) -> int:
+    # As of attention's: logits once more, then four gradients.
+    query, value, repeated = args[1], args[3], args[5]
+    return _set_pairs(repeated) * len(query) * (3 * query.shape[2] + 2 * value.shape[2])
+
+
 def _rows(starts: Tensor, counts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Bring lists that lie anywhere in `indices` behind one another: offsets and keys."""
     offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
@@ -244,17 +260,21 @@ FORMULAS: dict[str, Formula] = {
     "gossamer::depthwise_conv": lambda a, out: out.numel() * prod(a[1].shape[-2:]),
     "gossamer::gathered_attention": _gathered,
     "gossamer::block_sparse_attention": _block_sparse,
+    "gossamer::set_attention": _set_attention,
+    "gossamer::set_attention_backward": _set_attention_backward,
 }
 CHOOSING = {
     *(f"aten::{name}" for name in ("topk", "sort", "argsort", "argmax", "kthvalue", "nonzero")),
     *(f"aten::{name}" for name in ("gather", "index", "index_select", "scatter", "masked_select")),
     *(f"aten::{name}" for name in ("index_put_", "cumsum", "searchsorted", "bucketize")),
     *(f"gossamer::{name}" for name in ("paged_dot", "soft_votes", "top_indices", "tree_search")),
-    *(f"gossamer::{name}" for name in ("stripe_search", "random_walks")),
+    *(f"gossamer::{name}" for name in ("stripe_search", "random_walks", "balanced_sets")),
+    *(f"gossamer::{name}" for name in ("mask_swaps", "sparsegpt_sweep")),
 }
 REDUCING = {
     *(f"aten::{name}" for name in ("_softmax", "_log_softmax", "sum", "mean", "amax", "amin")),
     *(f"aten::{name}" for name in ("native_layer_norm", "native_batch_norm", "native_group_norm")),
     *(f"aten::{name}" for name in ("var_mean", "logsumexp", "_native_batch_norm_legit")),
+    *(f"gossamer::{name}" for name in ("tv_dual_ascent", "tv_adjoint")),
 }
 BUILT_IN = ("aten::", "prims::", "prim::", "c10d::", "profiler::")

@@ -274,7 +274,7 @@ def _read_mtx(path: Path, size: int) -> csr_array:
     if len(table) != entries:
         raise FormatError(path, f"expected {entries} entries, found {len(table)}")
     ends, weight = table[:, :2], table[:, 2] if width == 3 else np.ones(entries)
-    if not bool(((ends >= 1) & (ends <= rows) & (ends % 1 == 0)).all()):
+    if not bool(((ends >= 1) & (ends <= rows) & (ends == np.floor(ends))).all()):
         raise FormatError(path, f"expected indices in 1..{rows}, found others")
     row, column = ends.T.astype(np.int64) - 1
     matrix = coo_array((weight, (row, column)), shape=(rows, rows))

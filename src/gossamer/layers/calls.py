@@ -62,8 +62,10 @@ def zero_padding(node: fx.Node, module: nn.Module | None) -> tuple[int, int, int
     padding: object = None
     if isinstance(module, nn.ZeroPad2d):
         padding = module.padding
-    elif node.target is F.pad and not node.kwargs and len(node.args) == 2:
-        padding = node.args[1]
+    elif node.target is F.pad:
+        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+        if given.get("mode", "constant") == "constant" and not given.get("value"):
+            padding = given["pad"]
     if not isinstance(padding, tuple | list) or len(padding) != 4:
         return None
     sizes = [size for size in padding if isinstance(size, int) and size >= 0]
