@@ -8,7 +8,8 @@ except ImportError as error:
 from gossamer.dynamics.cem import CEM
 from gossamer.dynamics.controller import MixedIntegerController
 from gossamer.dynamics.gradient_shooting import GradientShooting
-from gossamer.dynamics.milp import MilpModel, ReluProgram, relu_milp
+from gossamer.dynamics.keypoints import KeypointCost, KeypointDynamics
+from gossamer.dynamics.milp import MilpModel, relu_milp
 from gossamer.dynamics.mppi import MPPI
 from gossamer.dynamics.neuron_types import (
     NeuronType,
@@ -17,14 +18,10 @@ from gossamer.dynamics.neuron_types import (
     sparse_mlp,
 )
 from gossamer.dynamics.piecewise_affine import PiecewiseAffine
-from gossamer.dynamics.problem import (
-    ControlProblem,
-    KeypointCost,
-    KeypointDynamics,
-    Plan,
-    Planner,
-)
-from gossamer.dynamics.sparsification import Sparsified, Training, sparsify_activations
+from gossamer.dynamics.problem import ControlProblem, Plan, Planner
+from gossamer.dynamics.relaxed_training import Training
+from gossamer.dynamics.relu_program import ReluProgram
+from gossamer.dynamics.sparsification import Sparsified, settle_stable, sparsify_activations
 
 __all__ = [
     "CEM",
@@ -41,10 +38,11 @@ __all__ = [
     "Plan",
     "Planner",
     "ReluProgram",
-    "Sparsified",
     "SparseActivation",
+    "Sparsified",
     "Training",
     "relu_milp",
+    "settle_stable",
     "sparse_mlp",
     "sparsify_activations",
 ]

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from gossamer.dynamics.milp import BOUNDS, ReluColumns, ReluProgram, add_outputs
 from gossamer.dynamics.problem import ControlProblem, Plan, Planner
+from gossamer.dynamics.relu_program import BOUNDS, ReluColumns, ReluProgram
 from gossamer.dynamics.solvers import SOLVERS, solve
 from gossamer.errors import SolverError
 
@@ -59,8 +59,8 @@ class MixedIntegerController:
     >>> _ = push.weight.data.copy_(torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]]))
     >>> problem = ControlProblem(KeypointDynamics(push), 2, (-0.3, 0.3))  # it moves with u
     >>> plan = MixedIntegerController(problem).plan([[0, 0], [0, 0]], [[0.5, 0]])
-    >>> plan.status, round(plan.objective, 6), np.round(plan.actions, 6).tolist()
-    ('optimal', 0.1, [[0.3, 0.0], [0.2, 0.0]])
+    >>> plan.status, round(plan.objective, 6), np.round(plan.actions[:, 0], 6).tolist()
+    ('optimal', 0.1, [0.3, 0.2])
     """
 
     problem: ControlProblem
@@ -143,7 +143,7 @@ class _Program:
             actions.append(milp.add_columns(problem.low, problem.high))
             inputs = np.concatenate([seen[-1], actions[-1]])
             self.relus.append(milp.add_relus(problem.step, inputs))
-            seen.append(add_outputs(milp, problem.step, inputs, self.relus[-1]))
+            seen.append(milp.add_outputs(problem.step, inputs, self.relus[-1]))
         self.seen, self.actions = np.array(seen), np.array(actions)
         self.errors = np.array([self._add_error(t) for t in range(1, problem.horizon + 1)])
 
@@ -152,14 +152,14 @@ class _Program:
         milp, size = self.milp, self.seen.shape[1]
         absolute = self.problem.cost.norm == 1
         weight = self.problem.cost.weights(self.problem.horizon)[step - 1] if absolute else 0.0
-        errors = milp.add_columns(np.full(size, 0 if absolute else -inf), np.full(size, inf), cost=weight)
+        free = np.full(size, inf)
+        errors = milp.add_columns(np.zeros(size) if absolute else -free, free, cost=weight)
         moved = np.tile(np.eye(2), (size // 2, step))  # x_t + sum u, then minus goal - p_0
         reached = np.hstack([np.eye(size), moved])
-        columns = np.concatenate([self.seen[step], self.actions[:step].ravel()])
+        columns = np.concatenate([self.seen[step], self.actions[:step].ravel(), errors])
         aim = (self.goal - self.state[0]).ravel()
-        columns = np.append(columns, errors)
-        free = np.full(size, inf)
-        milp.add_rows(np.hstack([-reached, np.eye(size)]), columns, -aim, free if absolute else -aim)
+        above = free if absolute else -aim
+        milp.add_rows(np.hstack([-reached, np.eye(size)]), columns, -aim, above)
         if absolute:
             milp.add_rows(np.hstack([reached, np.eye(size)]), columns, aim, free)
         return errors

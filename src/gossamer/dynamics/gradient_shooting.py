@@ -64,8 +64,9 @@ class GradientShooting:
         best, least = plans[0].detach().clone(), inf
         for _ in range(self.iterations):
             costs = problem.evaluate(start, target, plans)
-            if costs.min() < least:
-                best, least = plans[costs.argmin()].detach().clone(), float(costs.min())
+            lowest = costs.detach().min()
+            if lowest < least:
+                best, least = plans[costs.argmin()].detach().clone(), float(lowest)
             optimizer.zero_grad()
             costs.sum().backward()
             optimizer.step()

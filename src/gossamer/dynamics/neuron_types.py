@@ -41,7 +41,8 @@ class NeuronTypes:
 
     def __post_init__(self) -> None:
         for layer in self.layers:
-            if layer.dtype != torch.int8 or layer.ndim != 1 or bool(((layer < 0) | (layer > 2)).any()):
+            known = layer.dtype == torch.int8 and bool(((layer >= 0) & (layer <= 2)).all())
+            if not known or layer.ndim != 1:
                 raise ValueError(
                     f"expected layers of int8 codes 0 (ReLU), 1 (identity) and 2 (zero), got "
                     f"{layer.dtype} {list(layer.shape)}"

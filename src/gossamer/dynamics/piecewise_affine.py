@@ -155,7 +155,7 @@ def _types(layer: nn.Module, width: int) -> NDArray[np.int8]:
 
 def _used(hidden: Floats, output: Floats) -> NDArray[np.bool_]:
     """Which ReLUs the output depends on, directly or through later ones."""
-    used = output.any(axis=0)
+    used = np.logical_or.reduce(output != 0, axis=0)
     for unit in reversed(range(len(hidden))):
         used[unit] |= bool(hidden[used, unit].any())
     return used

@@ -1,13 +1,13 @@
 """Rounds of a shrinking ReLU budget: train which neurons keep their ReLU, then drop the others'."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from itertools import pairwise
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gossamer.budgets import TopK
 from gossamer.dynamics.neuron_types import (
@@ -16,59 +16,7 @@ from gossamer.dynamics.neuron_types import (
     SparseActivation,
     sparse_activations,
 )
-
-Loss = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How each phase of the rounds trains: Adam with a cosine schedule, from the start again.
-
-    Parameters
-    ----------
-    initial_epochs, epochs, finetune_epochs : int
-        Before the first round (paper's configurations: 20), of each round with types drawn at
-        random (8), and of each round with its types fixed (not known).
-    lr : float
-        Highest learning rate (1e-3).
-    batch_size : int
-        Rows of a step (256).
-    noise : float
-        Standard deviation of what is added to the first tensor of a batch (0.003 to 0.005, in
-        units of 100 px).
-    temperature : float
-        Of Gumbel-softmax (0.5).
-    relu_penalty : float
-        Weight of the summed probabilities of ReLU.
-    identity_penalty : float
-        Weight of those of the identity, as a share of `relu_penalty` (0.005).
-    weight_penalty : float
-        Weight of the L1 norm of all weights.
-    """
-
-    initial_epochs: int = 20
-    epochs: int = 8
-    finetune_epochs: int = 10
-    lr: float = 1e-3
-    batch_size: int = 256
-    noise: float = 0.003
-    temperature: float = 0.5
-    relu_penalty: float = 1e-3
-    identity_penalty: float = 0.005
-    weight_penalty: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("initial_epochs", "epochs", "finetune_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        for name in ("noise", "relu_penalty", "identity_penalty", "weight_penalty"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+from gossamer.dynamics.relaxed_training import Loss, Training, mean_squared_error, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +40,6 @@ class Sparsified:
     epochs: int
 
 
-def mean_squared_error(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean squared error of ``model(inputs)``: the loss of one-step prediction."""
-    return F.mse_loss(model(inputs), targets)
-
-
 def sparsify_activations(
     model: nn.Module,
     data: Sequence[Tensor],
@@ -104,6 +47,7 @@ def sparsify_activations(
     *,
     loss: Loss = mean_squared_error,
     training: Training = Training(),  # noqa: B008 (frozen)
+    input_box: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
 ) -> tuple[Sparsified, ...]:
     """Train a network with ever fewer ReLUs, each other neuron the identity or gone.
@@ -130,6 +74,8 @@ def sparsify_activations(
         ``loss(model, *batch)``, a mean over the batch; by default the squared error of
         ``model(data[0])`` against ``data[1]``.
     training : Training
+    input_box : (array [n], array [n]), optional
+        Least and greatest inputs of a Sequential; see `settle_stable`, which then comes first.
     seed : int
         Of the order of rows, the noise and the draws.
 
@@ -163,16 +109,14 @@ def sparsify_activations(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         train(model, weights, data, training.initial_epochs, loss, training, generator)
+        if input_box is not None:
+            settle_stable(model, *input_box)
         for budget in budgets:
             for layer in layers:
                 layer.reset_logits()
                 layer.temperature = training.temperature
             train(model, weights + logits, data, training.epochs, loss, training, generator)
-            keep = TopK(budget).select(torch.cat([layer.scores for layer in layers]))
-            for layer, kept in zip(
-                layers, keep.split([len(each.types) for each in layers]), strict=True
-            ):
-                layer.freeze(kept)
+            _keep_likeliest(layers, budget)
             train(model, weights, data, training.finetune_epochs, loss, training, generator)
             epochs += training.epochs + training.finetune_epochs
             types = NeuronTypes.of(model)
@@ -180,51 +124,72 @@ def sparsify_activations(
     return tuple(found)
 
 
-def train(
-    model: nn.Module,
-    parameters: Sequence[Tensor],
-    data: Sequence[Tensor],
-    epochs: int,
-    loss: Loss,
-    training: Training,
-    generator: torch.Generator,
-) -> None:
-    """Train some parameters of a model; the penalties are on only while types are drawn."""
-    rows, size = len(data[0]), min(training.batch_size, len(data[0]))
-    steps = epochs * (rows // size)
-    if not steps:
-        return
-    optimizer = torch.optim.Adam(parameters, training.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    layers = [layer for layer in sparse_activations(model) if layer.temperature is not None]
-    model.train()
-    for _ in range(epochs):
-        for rows_of in torch.randperm(rows, generator=generator).split(size):
-            if len(rows_of) < size:
-                continue  # a smaller last batch would be noisier than the others
-            first, *others = (tensor[rows_of] for tensor in data)
-            if training.noise:
-                first = first + training.noise * torch.randn(first.shape, generator=generator)
-            objective = loss(model, first, *others)
-            optimizer.zero_grad()
-            (objective + _penalty(model, layers, training)).backward()
-            optimizer.step()
-            schedule.step()
-    if not torch.isfinite(objective):
-        raise ValueError("expected a finite loss, got NaN or inf; try a lower lr or scaled data")
-    model.eval()
+@torch.no_grad()
+def settle_stable(model: nn.Module, lower: ArrayLike, upper: ArrayLike) -> int:
+    """Retype the ReLUs that cannot change sign over a box of inputs, without any loss there.
+
+    Where interval arithmetic shows the pre-activation to be at least 0 a ReLU is the identity,
+    where it is at most 0 it is zero.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Sequential, of linear layers and `SparseActivation`.
+    lower, upper : array [n]
+
+    Returns
+    -------
+    int
+        How many ReLUs were retyped.
+
+    Raises
+    ------
+    TypeError
+        If there is another layer.
+
+    Examples
+    --------
+    >>> from gossamer.dynamics import sparse_mlp
+    >>> settle_stable(sparse_mlp(2, (8,), 1), [100.0, 100.0], [100.0, 100.0])
+    8
+    """
+    low, high = (torch.as_tensor(side, dtype=torch.float32) for side in (lower, upper))
+    settled = 0
+    for layer in model if isinstance(model, nn.Sequential) else [model]:
+        if isinstance(layer, nn.Linear):
+            centre, radius = layer((low + high) / 2), (high - low) / 2 @ layer.weight.abs().T
+            low, high = centre - radius, centre + radius
+        elif isinstance(layer, SparseActivation):
+            before = (layer.types == NeuronType.RELU).sum()
+            for stable, kind in ((low >= 0, NeuronType.IDENTITY), (high <= 0, NeuronType.ZERO)):
+                layer.types[stable & (layer.types == NeuronType.RELU)] = kind
+            settled += int(before - (layer.types == NeuronType.RELU).sum())
+            frozen = copy.deepcopy(layer).eval()
+            low, high = frozen(low), frozen(high)
+        else:
+            raise TypeError(
+                f"expected linear layers and SparseActivation, got {type(layer).__name__}"
+            )
+    return settled
 
 
-def _penalty(model: nn.Module, layers: list[SparseActivation], training: Training) -> Tensor:
-    """What open types and weights cost while types are drawn; 0 when none are."""
-    total = torch.zeros(())
-    for layer in layers:
-        open_ = layer.types == NeuronType.RELU
-        share = layer.logits.softmax(-1)[open_].sum(0)
-        total = total + training.relu_penalty * (
-            share[NeuronType.RELU] + training.identity_penalty * share[NeuronType.IDENTITY]
+def _keep_likeliest(layers: list[SparseActivation], budget: int) -> None:
+    """Freeze all but the ReLUs, over all layers, that are likeliest to be worth it."""
+    keep = TopK(budget).select(torch.cat([layer.scores for layer in layers]))
+    for layer, kept in zip(layers, keep.split([len(each.types) for each in layers]), strict=True):
+        layer.freeze(kept)
+
+
+def _check(layers: list[SparseActivation], data: Sequence[Tensor], budgets: Sequence[int]) -> None:
+    if not layers:
+        raise ValueError("model: expected SparseActivation layers, got none; try sparse_mlp")
+    if not data or not len(data[0]) or len({len(tensor) for tensor in data}) > 1:
+        raise ValueError(
+            f"data: expected tensors with equally many rows, got {[len(each) for each in data]}"
         )
-    if layers and training.weight_penalty:
-        matrices = [p for p in model.parameters() if p.ndim == 2 and p.shape[1] != len(NeuronType)]
-        total = total + training.weight_penalty * torch.stack([w.abs().sum() for w in matrices]).sum()
-    return total
+    relus = NeuronTypes(tuple(layer.types for layer in layers)).count(NeuronType.RELU)
+    falling = all(a > b for a, b in pairwise(budgets))
+    if not budgets or not falling or budgets[-1] < 1 or budgets[0] > relus:
+        raise ValueError(
+            f"budgets: expected to decrease from at most {relus} to at least 1, got {[*budgets]}"
+        )
