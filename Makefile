@@ -14,7 +14,7 @@ $(PACKAGES): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch scikit-build-core
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation \
-		-C wheel.cmake=false -e '.[llm,onnx,estimators,graphs,peers,video,report,dev]'
+		-C wheel.cmake=false -e '.[llm,onnx,estimators,graphs,control,scip,peers,video,report,dev]'
 	touch $@
 
 $(NATIVE): $(PACKAGES) $(NATIVE_SOURCES)
