@@ -18,6 +18,7 @@ from gossamer.dynamics import (
     MixedIntegerController,
     Plan,
     controller,
+    solvers,
     sparse_mlp,
 )
 from gossamer.errors import SolverError
@@ -100,12 +101,9 @@ def test_a_warm_start_is_a_solution_of_the_program():
     values, lp = program.values(actions), program.milp.lp()
     assert (values >= np.array(lp.col_lower_) - 1e-9).all()
     assert (values <= np.array(lp.col_upper_) + 1e-9).all()
-    activity, matrix = np.zeros(lp.num_row_), lp.a_matrix_
-    lines = np.repeat(np.arange(len(matrix.start_) - 1), np.diff(matrix.start_))
-    index, value = np.array(matrix.index_), np.array(matrix.value_)
-    rowwise = len(matrix.start_) - 1 == lp.num_row_ != lp.num_col_
-    rows, columns = (lines, index) if rowwise else (index, lines)
-    np.add.at(activity, rows, value * values[columns])
+    activity = np.zeros(lp.num_row_)
+    for row, column, value in solvers._entries(lp):
+        activity[row] += value * values[column]
     assert (activity >= np.array(lp.row_lower_) - 1e-9).all()
     assert (activity <= np.array(lp.row_upper_) + 1e-9).all()
     state, goal = ours.check(STATE, GOAL)

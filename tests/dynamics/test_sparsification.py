@@ -70,14 +70,14 @@ def test_the_penalty_leaves_fewer_relus_likely(data):
         )  # fmt: skip
         return float(torch.cat([network[1].scores, network[3].scores]).mean())
 
-    assert likely(1.0) < 0.15 < likely(0.0)
+    assert likely(1.0) < 0.2 < likely(0.0)
 
 
 def test_one_relu_is_enough_for_one_hinge():
     x = torch.linspace(-1, 1, 256)[:, None]
     torch.manual_seed(0)
     network = sparse_mlp(1, (8,), 1)
-    training = Training(20, 20, 20, lr=0.02, batch_size=64, noise=0, weight_penalty=0)
+    training = Training(40, 60, 60, lr=0.02, batch_size=32, noise=0, weight_penalty=0)
     (found,) = sparsify_activations(network, (x, x.abs()), [1], training=training)
     assert mean_squared_error(found.model, x, x.abs()) < 1e-3
     linear = nn.functional.mse_loss(x.abs(), x.abs().mean().expand_as(x))

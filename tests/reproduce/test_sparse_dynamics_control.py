@@ -71,7 +71,8 @@ def test_prediction_takes_means_over_seeds():
     assert claims[2].baseline == pytest.approx(0.05)
 
 
-def test_pruned_weights_leave_binaries():
+def test_pruned_weights_leave_binaries(monkeypatch):
+    monkeypatch.setattr(module, "PRUNED", 0.5)
     claim = module._pruning(trained(), TINY)
     assert claim.holds and isinstance(claim.ours, int) and claim.ours <= 8
 

@@ -1,9 +1,10 @@
 """Mixed-integer solvers behind one function: HiGHS, and SCIP where a cost is quadratic."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import highspy
 import numpy as np
@@ -129,11 +130,11 @@ def _scip(problem: _Problem) -> tuple[Floats, float, float, str]:
         scip.addVar(vtype=kind, lb=_finite(low), ub=_finite(high))
         for kind, low, high in zip(kinds, lp.col_lower_, lp.col_upper_, strict=True)
     ]
-    matrix = lp.a_matrix_
-    starts, indices, values = matrix.start_, matrix.index_, matrix.value_
-    for row, (low, high) in enumerate(zip(lp.row_lower_, lp.row_upper_, strict=True)):
-        entries = range(starts[row], starts[row + 1])
-        left = pyscipopt.quicksum(values[e] * columns[indices[e]] for e in entries)
+    terms: list[list[Any]] = [[] for _ in lp.row_lower_]
+    for row, column, value in _entries(lp):
+        terms[row].append(value * columns[column])
+    for term, low, high in zip(terms, lp.row_lower_, lp.row_upper_, strict=True):
+        left = pyscipopt.quicksum(term)
         if low == high:
             scip.addCons(left == low)
             continue
@@ -161,6 +162,16 @@ def _scip(problem: _Problem) -> tuple[Floats, float, float, str]:
         raise SolverError(f"SCIP ended without a solution: {scip.getStatus()}")
     found = np.array([scip.getVal(column) for column in columns])
     return found, scip.getObjVal(), scip.getDualbound(), status[scip.getStatus()]
+
+
+def _entries(lp: highspy.HighsLp) -> Iterator[tuple[int, int, float]]:
+    """Rows, columns and values of the matrix, which HiGHS stores either way round."""
+    matrix = lp.a_matrix_
+    lines = np.repeat(np.arange(len(matrix.start_) - 1), np.diff(matrix.start_)).tolist()
+    rows, columns = lines, matrix.index_
+    if matrix.format_ == highspy.MatrixFormat.kColwise:
+        rows, columns = columns, lines
+    return zip(rows, columns, matrix.value_, strict=True)
 
 
 def _finite(bound: float) -> float | None:
