@@ -70,14 +70,16 @@ def test_the_penalty_leaves_fewer_relus_likely(data):
         )  # fmt: skip
         return float(torch.cat([network[1].scores, network[3].scores]).mean())
 
-    assert likely(1.0) < 0.2 < likely(0.0)
+    free, costly = likely(0.0), likely(1.0)
+    assert costly < 0.15 < free / 2
 
 
-def test_one_relu_is_enough_for_one_hinge():
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_relu_is_enough_for_one_hinge(seed):
     x = torch.linspace(-1, 1, 256)[:, None]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = sparse_mlp(1, (8,), 1)
-    training = Training(40, 60, 60, lr=0.02, batch_size=32, noise=0, weight_penalty=0)
+    training = Training(40, 60, 60, lr=0.02, batch_size=64, noise=0, weight_penalty=0)
     (found,) = sparsify_activations(network, (x, x.abs()), [1], training=training)
     assert mean_squared_error(found.model, x, x.abs()) < 1e-3
     linear = nn.functional.mse_loss(x.abs(), x.abs().mean().expand_as(x))
@@ -147,6 +149,7 @@ def test_refuses_models_and_losses_that_cannot_be_sparsified(data):
         ({"epochs": -1}, "epochs: expected at least 0, got -1"),
         ({"batch_size": 0}, "batch_size"),
         ({"lr": 0.0}, "lr: .* above 0"),
+        ({"logit_lr": 0.0}, "logit_lr: .* above 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"noise": float("nan")}, "noise"),
         ({"relu_penalty": float("inf")}, "relu_penalty"),

@@ -27,7 +27,10 @@ class Training:
         Before the first round (paper's configurations: 20), of each round with types drawn at
         random (8), and of each round with its types fixed (not known).
     lr : float
-        Highest learning rate (1e-3).
+        Highest learning rate (1e-3) of the weights.
+    logit_lr : float
+        And of the logits. Adam moves each by about its rate a step, so that at the weights' rate a
+        round of a few hundred steps would end with all types about equally likely.
     batch_size : int
         Rows of a step (256).
     noise : float
@@ -47,6 +50,7 @@ class Training:
     epochs: int = 8
     finetune_epochs: int = 10
     lr: float = 1e-3
+    logit_lr: float = 0.1
     batch_size: int = 256
     noise: float = 0.003
     temperature: float = 0.5
@@ -60,7 +64,7 @@ class Training:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        for name in ("lr", "temperature"):
+        for name in ("lr", "logit_lr", "temperature"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("noise", "relu_penalty", "identity_penalty", "weight_penalty"):
@@ -87,10 +91,14 @@ def train(
     steps = epochs * (rows // size)
     if not steps:
         return
-    optimizer = torch.optim.Adam(parameters, training.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     layers = [layer for layer in sparse_activations(model) if layer.temperature is not None]
     logits = {id(layer.logits) for layer in sparse_activations(model)}
+    groups = [
+        {"params": [p for p in parameters if (id(p) in logits) is among], "lr": lr}
+        for among, lr in ((False, training.lr), (True, training.logit_lr))
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     weights = [p for p in model.parameters() if p.ndim > 1 and id(p) not in logits]
     model.train()
     for _ in range(epochs):

@@ -88,7 +88,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     size, threads = SIZES[scale], torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are small, and the solver has one thread too
     try:
-        yield _planted(10 if scale == "quick" else 20, seed)
+        yield _planted(60, seed)
         trained = train_networks(size, range(seed, seed + size.seeds))
         yield from _prediction(trained, size)
         yield _pruning(trained[0], size)
@@ -121,8 +121,9 @@ def _setting(size: Size) -> str:
         f"{size.pushes} pushes simulated in pymunk and turned by quarters, networks "
         f"[{size.width}, {size.width}], budgets {', '.join(map(str, size.budgets))}, "
         f"{training.initial_epochs} epochs, then {training.epochs} + {training.finetune_epochs} a "
-        f"round, batch {training.batch_size}, lr {training.lr:g}, ReLU penalty "
-        f"{training.relu_penalty:g}, no weight penalty, one-step errors in units of 100 px"
+        f"round, batch {training.batch_size}, lr {training.lr:g} and {training.logit_lr:g} of "
+        f"logits, ReLU penalty {training.relu_penalty:g}, no weight penalty, one-step errors "
+        "in units of 100 px"
     )
 
 
