@@ -15,7 +15,7 @@ $(PACKAGES): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch scikit-build-core
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation \
 		-C wheel.cmake=false \
-		-e '.[llm,onnx,estimators,decisions,graphs,peers,video,report,docs,dev]'
+		-e '.[llm,onnx,estimators,control,decisions,graphs,peers,scip,video,report,docs,dev]'
 	touch $@
 
 $(NATIVE): $(PACKAGES) $(NATIVE_SOURCES)

@@ -24,5 +24,9 @@ class FormatError(ValueError):
         self.problem = problem
 
 
+class SolverError(RuntimeError):
+    """An optimiser ended without a solution, or with one that the model does not reproduce."""
+
+
 class ConvergenceWarning(UserWarning):
     """An iterative solver stopped before it reached its tolerance."""
