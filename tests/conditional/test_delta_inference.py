@@ -91,10 +91,14 @@ def test_counts_are_the_products_of_changed_inputs_and_no_more():
     video = standing_camera(2, 4).double()
     model = insert_delta(net(), video, init=0.3).eval().double()
     reads: list[tuple[nn.Module, Tensor]] = []
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_pre_hook(lambda own, inputs: reads.append((own, inputs[0])))
+    hooks = [
+        layer.register_forward_pre_hook(lambda own, inputs: reads.append((own, inputs[0])))
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
     model(video)
+    for hook in hooks:  # streaming would call some of them, too
+        hook.remove()
     streaming = DeltaInference(model, dense_above=1.0, dtype=torch.float64)
     _, steps = stream(streaming, video)
     for time, step in enumerate(steps[1:], 1):
