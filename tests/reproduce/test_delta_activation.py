@@ -10,6 +10,7 @@ pytest.importorskip("av")
 pytest.importorskip("sklearn")
 from gossamer.conditional import calibrate, insert_delta
 from gossamer.data.moving_digits import MovingDigits
+from gossamer.kernels import DeltaConv
 from gossamer.reproduce import Claim, delta_activation, run
 from gossamer.reproduce._delta_training import Arm, Size, frame_network, mean_arm
 
@@ -21,12 +22,12 @@ def test_the_exactness_claim_notices_a_wrong_product(monkeypatch, error):
     video[:, :, :, 10:20, 10:20] = torch.rand(2, 4, 2, 10, 10)
     model = insert_delta(frame_network(), video).eval()
     calibrate(model, video, scale=1.0)  # coarse: no value within rounding of an edge
-    multiply = torch.ops.gossamer.activation_sparse_matmul
+    pack = DeltaConv.pack
 
-    def wrong(activations, weight_t):
-        return multiply(activations, weight_t, "reference") * (1 + error)
+    def wrong(weight, *rest, **options):
+        return pack(weight * (1 + error), *rest, **options)
 
-    monkeypatch.setattr("gossamer.conditional.delta_inference.activation_sparse_matmul", wrong)
+    monkeypatch.setattr(DeltaConv, "pack", wrong)
     claim = delta_activation._exact(model, MovingDigits(video, torch.zeros(2)))
     assert claim.holds == (error == 0)
 
