@@ -126,6 +126,8 @@ def test_show_prints_every_field(paper: catalog.Paper):
     for name, terms in asdict(paper.taxonomy).items():
         expected[name] = terms if isinstance(terms, str) else ", ".join(terms)
     expected["arxiv"] = f"https://arxiv.org/abs/{paper.arxiv}"
+    if paper.status == "works":
+        expected["Measure"] = f"its claims here: gossamer reproduce {paper.slug}"
     assert shown == expected
 
 
