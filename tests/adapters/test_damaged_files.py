@@ -61,16 +61,16 @@ def join(header: dict | bytes, data: bytes) -> bytes:
 @pytest.fixture(autouse=True)
 def modest(monkeypatch):
     """No reader asks for memory that no file of these tests could fill, or keeps a file open."""
-    real = tensor_file.empty_aligned
+    real = tensor_file.empty_streamed
 
-    def empty_aligned(shape, dtype, device):
+    def empty_streamed(shape, dtype, device):
         size = dtype.itemsize
         for dim in shape:
             size *= dim
         assert size < 10_000, f"asked for {size} bytes"
         return real(shape, dtype, device)
 
-    monkeypatch.setattr(tensor_file, "empty_aligned", empty_aligned)
+    monkeypatch.setattr(tensor_file, "empty_streamed", empty_streamed)
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,12 +1,26 @@
 """Buffers aligned to huge pages: what they are on Linux CPUs, and nothing anywhere else."""
 
+import copy
 import ctypes
+import gc
+import io
+import mmap
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
 
 from gossamer.kernels import memory
-from gossamer.kernels.memory import HUGE_PAGE, empty_aligned, use_huge_pages
+from gossamer.kernels.memory import (
+    ARENA,
+    HUGE_PAGE,
+    empty_aligned,
+    empty_streamed,
+    use_huge_pages,
+)
 
 CPU = torch.device("cpu")
 
@@ -106,6 +120,78 @@ def test_advice_keeps_what_was_written() -> None:
     buffer.copy_(expected)
     use_huge_pages(buffer)
     assert torch.equal(buffer, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (0, 4), (), (HUGE_PAGE,), (ARENA // 8 + 1,)])
+def test_streamed_memory_is_the_tensors_alone(shape, dtype):
+    found = empty_streamed(shape, dtype, CPU)
+    assert (tuple(found.shape), found.dtype, found.device) == (shape, dtype, CPU)
+    assert found.is_contiguous() and found.data_ptr() % 64 == 0
+    assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+
+
+def test_streamed_tensors_never_share_a_byte_and_outlive_each_other():
+    sizes = [1, 63, 129, 5000, HUGE_PAGE + 7, ARENA - 5, 17, ARENA + 1, 3]
+    tensors = [empty_streamed((size,), torch.uint8, CPU).fill_(n) for n, size in enumerate(sizes)]
+    for n in (1, 4, 6):
+        tensors[n] = torch.empty(0)
+    gc.collect()
+    for n, tensor in enumerate(tensors):
+        assert bool((tensor == n).all())
+    starts = sorted((tensor.data_ptr(), tensor.numel()) for tensor in tensors if tensor.numel())
+    assert all(a + size <= b for (a, size), (b, _) in pairwise(starts))
+
+
+def test_small_streamed_tensors_lie_side_by_side():
+    first, second = (empty_streamed((100,), torch.uint8, CPU) for _ in range(2))
+    third = empty_streamed((100,), torch.uint8, CPU)  # a mapping may end between two of three
+    steps = [second.data_ptr() - first.data_ptr(), third.data_ptr() - second.data_ptr()]
+    assert 128 in steps
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are Linux's own")
+def test_streamed_memory_is_advised_and_goes_back(monkeypatch):
+    made, advised = [], []
+
+    class Mapping(mmap.mmap):
+        def madvise(self, *advice):
+            advised.append(advice)
+            raise OSError("no huge pages in this kernel")
+
+    def mapped(*arguments, **options):
+        made.append(Mapping(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(memory.mmap, "mmap", mapped)
+    tensor = empty_streamed((ARENA + 1,), torch.uint8, CPU).fill_(1)
+    assert advised == [(mmap.MADV_HUGEPAGE,)] and bool((tensor == 1).all())
+    alive = weakref.ref(made.pop())
+    assert alive() is not None
+    del tensor
+    gc.collect()
+    assert alive() is None
+
+
+def test_streamed_memory_can_be_taken_from_many_threads():
+    with ThreadPoolExecutor(8) as pool:
+        tensors = list(
+            pool.map(lambda n: empty_streamed((1000,), torch.int64, CPU).fill_(n), range(400))
+        )
+    assert all(bool((tensor == n).all()) for n, tensor in enumerate(tensors))
+
+
+def test_streamed_memory_of_other_devices_is_torchs_own():
+    assert empty_streamed((4,), torch.float32, torch.device("meta")).device.type == "meta"
+
+
+def test_a_streamed_tensor_is_saved_and_copied_without_its_neighbours():
+    empty_streamed((ARENA // 2,), torch.uint8, CPU)
+    tensor = empty_streamed((10,), torch.float32, CPU).fill_(2.0)
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    assert file.tell() < 10_000
+    assert copy.deepcopy(tensor).untyped_storage().nbytes() == 40
 
 
 @pytest.mark.gpu

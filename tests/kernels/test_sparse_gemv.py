@@ -231,6 +231,17 @@ def test_compressed_tensors_are_accepted(impl):
     assert torch.equal(sparse_gemv(csr, x, impl=impl), sparse_gemv(pack(weight), x, impl=impl))
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1), (2, 3), (2, 2, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_keep_their_leading_dimensions(impl, shape, dtype):
+    weight, _ = draw(40, 60, 1, 0.2)
+    packed = pack(weight)
+    x = torch.randn(*shape, 60).to(dtype)
+    found = sparse_gemv(packed, x, impl=impl)
+    assert (tuple(found.shape), found.dtype) == ((*shape, 40), dtype)
+    assert torch.equal(found.view(-1, 40), sparse_gemv(packed, x.view(-1, 60), impl=impl))
+
+
 @pytest.mark.parametrize("impl_name", IMPLS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -265,9 +276,9 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": None}, TypeError, r"got NoneType; try pack"),
     ({"vectors": torch.ones(2, 4).double()}, TypeError, r"vectors .*, got torch.float64"),
     ({"vectors": torch.ones(2, 4).int()}, TypeError, r"vectors .*, got torch.int32"),
-    ({"vectors": torch.ones(4)}, ValueError, r"\[n, K\] with K = 4, got \[4\]"),
+    ({"vectors": torch.tensor(4.0)}, ValueError, r"\[..., K\] with K = 4, got \[\]"),
     ({"vectors": torch.ones(4, 2)}, ValueError, r"K = 4, got \[4, 2\]"),
-    ({"vectors": torch.ones(1, 2, 4)}, ValueError, r"got \[1, 2, 4\]"),
+    ({"vectors": torch.ones(3, 6, 4)}, ValueError, r"1..16 vectors, got 18; try spmm"),
     ({"vectors": torch.ones(0, 4)}, ValueError, r"1..16 vectors, got 0"),
     ({"vectors": torch.ones(17, 4)}, ValueError, r"1..16 vectors, got 17; try spmm"),
     ({"vectors": torch.ones(2, 4, device="meta")}, ValueError, r"on cpu, vectors on meta"),

@@ -27,7 +27,7 @@ from torch import Tensor
 from gossamer.adapters.tensor_file import TensorFile, shorten, write_tensors
 from gossamer.errors import FormatError
 from gossamer.files import load_json, save_json
-from gossamer.kernels.memory import empty_aligned, use_huge_pages
+from gossamer.kernels.memory import empty_streamed
 from gossamer.kernels.packed import DTYPES, MAX_SIZE, PackedWeight, Support
 from gossamer.kernels.packed_checks import CHUNK, entries, packed_problem
 from gossamer.patterns import Unstructured
@@ -250,8 +250,7 @@ def _decompressed(files: Mapping[str, TensorFile], name: str) -> PackedWeight | 
     bits = values.view(_SAME_SIZE[values.dtype.itemsize])  # not all types can be indexed
     dense = bits.new_zeros(0 if packed else shape)
     narrow = torch.int16 if shape[-1] <= 1 << 16 else torch.int32
-    columns = empty_aligned((len(values) if packed else 0,), narrow, values.device)
-    use_huge_pages(columns)
+    columns = empty_streamed((len(values) if packed else 0,), narrow, values.device)
     counts = torch.zeros(math.prod(shape[:-1]), dtype=torch.int64)
     end = 0
     for row, column in _places(bitmask):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gossamer.errors import FormatError
 from gossamer.files import parse_json, save_bytes
-from gossamer.kernels.memory import empty_aligned, use_huge_pages
+from gossamer.kernels.memory import empty_streamed
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -130,8 +130,7 @@ class TensorFile:
         if name not in self.tensors:
             raise self.error(name, "expected it in the file, found none")
         info = self.tensors[name]
-        tensor = empty_aligned(info.shape, info.dtype, torch.device("cpu"))
-        use_huge_pages(tensor)
+        tensor = empty_streamed(info.shape, info.dtype, torch.device("cpu"))
         room = as_bytes(tensor)
         self._fill(room, self._data + info.begin)
         if info.dtype == torch.bool and info.size and int(tensor.view(torch.uint8).max()) > 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
 from gossamer.kernels import backend
-from gossamer.kernels.memory import empty_aligned, use_huge_pages
+from gossamer.kernels.memory import empty_streamed
 from gossamer.patterns import NM, Unstructured, WeightPattern
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -348,8 +348,8 @@ class PackedWeight:
         return backend.launch("PanelWeight", panels.width, *layout, self.panel_values)
 
     @cached_property
-    def native_rows(self) -> dict[str, object]:
-        """The weight as native kernels hold it for a few vectors, by the way that they read it."""
+    def native_rows(self) -> dict[str | int, object]:
+        """The weight as native kernels hold it, by the way that they read it and by vectors."""
         return {}
 
     @cached_property
@@ -467,10 +467,8 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 def _settled(tensor: Tensor) -> Tensor:
-    """Copy what will be streamed from memory again and again to huge pages, where it is large."""
-    home = empty_aligned(tuple(tensor.shape), tensor.dtype, tensor.device)
-    use_huge_pages(home)
-    return home.copy_(tensor)
+    """Copy what will be streamed from memory again and again to huge pages."""
+    return empty_streamed(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor)
 
 
 def _widened(mask: Tensor, pattern: WeightPattern) -> Tensor:

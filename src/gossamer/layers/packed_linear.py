@@ -1,5 +1,6 @@
 """A linear layer for inference with a packed sparse weight."""
 
+import math
 from typing import Self
 
 import torch
@@ -82,16 +83,16 @@ class PackedLinear(PackedStorage):
             raise ValueError(
                 f"expected input of [..., {self.in_features}], got {list(input.shape)}"
             )
-        rows = input.reshape(-1, self.in_features)
-        if not 0 < len(rows) <= MAX_VECTORS:
-            product = spmm(self.weight, rows.mT, bias=self.bias, clamp=self.clamp).mT
-        else:
-            product = sparse_gemv(self.weight, rows)
-            if self.bias is not None:
-                product = product + self.bias.to(product.dtype)
-            if self.clamp != UNCLAMPED:
-                product = product.clamp(*self.clamp)
-        return product.reshape(*input.shape[:-1], self.out_features)
+        if not 0 < math.prod(input.shape[:-1]) <= MAX_VECTORS:
+            columns = input.reshape(-1, self.in_features).mT
+            product = spmm(self.weight, columns, bias=self.bias, clamp=self.clamp).mT
+            return product.reshape(*input.shape[:-1], self.out_features)
+        product = sparse_gemv(self.weight, input)
+        if self.bias is not None:
+            product = product + self.bias.to(product.dtype)
+        if self.clamp != UNCLAMPED:
+            product = product.clamp(*self.clamp)
+        return product
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"

@@ -478,6 +478,7 @@ void bind_weights(nb::module_ &m) {
     nb::class_<VectorWeight>(m, "VectorWeight")
         .def(nb::init<int, int64_t, Array, Array, Array, MaybeArray>(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+        .def_ro("rows", &VectorWeight::rows)
         .def("times", &VectorWeight::times);
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);

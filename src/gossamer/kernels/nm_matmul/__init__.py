@@ -55,7 +55,7 @@ def nm_matmul(weight: PackedWeight, dense: Tensor, *, impl: backend.Impl = "auto
             f"expected a weight packed to NM(n, m) with m <= 256, got {pattern}; "
             "try pack(weight, NM(2, 4))"
         )
-    check_dense("dense", dense, weight, row_dim=-2, ndims=(2, 3))
+    check_dense("dense", dense, weight, row_dim=-2)
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
     if impl == "auto" and dense.ndim == 2 and _fits_tensor_cores(weight, dense):
         return torch.mm(_semi_structured(weight), dense)

@@ -1,5 +1,6 @@
 """Sparse matrix times a few vectors: the product of a sparse layer while a model decodes."""
 
+import math
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ def sparse_gemv(
     ----------
     weight : PackedWeight or torch.sparse_csr Tensor [M, K]
         A tensor is packed at every call: pack what is used twice.
-    vectors : Tensor [n, K]
-        float32 or bfloat16, n in 1..16; for more there is `spmm`.
+    vectors : Tensor [..., K]
+        float32 or bfloat16, 1 to 16 of them; for more there is `spmm`.
     impl : {"auto", "reference", "cpu"}
 
     Returns
     -------
-    Tensor [n, M]
+    Tensor [..., M]
         In the dtype of `vectors`.
 
     Raises
@@ -53,17 +54,20 @@ def sparse_gemv(
     [[8.0, 0.0], [10.0, 0.0]]
     """
     packed = as_packed(weight)
-    check_dense("vectors", vectors, packed, row_dim=-1, ndims=(2,))
-    if not 1 <= len(vectors) <= MAX_VECTORS:
-        raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {len(vectors)}; try spmm")
+    check_dense("vectors", vectors, packed, row_dim=-1)
+    shape = vectors.shape[:-1]
+    count = math.prod(shape)
+    if not 1 <= count <= MAX_VECTORS:
+        raise ValueError(f"expected 1..{MAX_VECTORS} vectors, got {count}; try spmm")
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
-    way = _way(packed.density, len(vectors)) if chosen == "cpu" else "spread"
     if chosen == "cpu" and not dispatched():
         # While a model decodes, PyTorch's dispatch would take as long as a small product.
-        return _product(_native(packed, way), way, packed.shape[0], vectors)
-    return torch.ops.gossamer.sparse_gemv(
-        _parts(packed, chosen, way), packed.shape[0], vectors, way, chosen
-    )
+        return _product(packed.native_rows.get(count) or _native(packed, count), vectors)
+    way = _way(packed.density, count) if chosen == "cpu" else "spread"
+    rows, columns = packed.shape
+    flat = vectors.reshape(count, columns)
+    product = torch.ops.gossamer.sparse_gemv(_parts(packed, chosen, way), rows, flat, way, chosen)
+    return product.view(*shape, rows)
 
 
 @constant
@@ -91,16 +95,17 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
-    return _product(_taken_over(way, rows, weight), way, rows, vectors)
+    return _product(_taken_over(way, rows, weight), vectors)
 
 
-def _native(weight: PackedWeight, way: str) -> Any:
-    """The weight as the native kernel holds it, for one way."""
-    held = weight.native_rows.get(way)
-    if held is None:
-        held = _taken_over(way, weight.shape[0], _parts(weight, "cpu", way))
-        weight.native_rows[way] = held
-    return held
+def _native(weight: PackedWeight, count: int) -> Any:
+    """Find the weight as the native kernel holds it for that many vectors, and keep it."""
+    way = _way(weight.density, count)
+    if way not in weight.native_rows:
+        parts = _parts(weight, "cpu", way)
+        weight.native_rows[way] = _taken_over(way, weight.shape[0], parts)
+    weight.native_rows[count] = weight.native_rows[way]
+    return weight.native_rows[count]
 
 
 def _taken_over(way: str, rows: int, parts: list[Tensor]) -> Any:
@@ -109,12 +114,14 @@ def _taken_over(way: str, rows: int, parts: list[Tensor]) -> Any:
     return backend.launch("VectorWeight", WAYS.index(way), rows, values, offsets, places, lanes)
 
 
-def _product(weight: Any, way: str, rows: int, vectors: Tensor) -> Tensor:
-    x = vectors.float().contiguous()
-    # Gathering writes the rows that have entries only.
-    out = x.new_zeros(len(x), rows) if way == "gather" else x.new_empty(len(x), rows)
-    weight.times(x.data_ptr(), len(x), x.shape[1], out.data_ptr(), torch.get_num_threads())
-    return out.to(vectors.dtype)
+def _product(weight: Any, vectors: Tensor) -> Tensor:
+    # Conversions that change nothing would take as long as a small product, too.
+    ready = vectors.dtype is torch.float32 and vectors.is_contiguous()
+    x = vectors if ready else vectors.float().contiguous()
+    *shape, depth = x.shape
+    out = x.new_empty((*shape, weight.rows))
+    weight.times(x.data_ptr(), math.prod(shape), depth, out.data_ptr(), torch.get_num_threads())
+    return out if ready else out.to(vectors.dtype)
 
 
 register(

@@ -221,6 +221,8 @@ static void run(const SparseGemvArgs &a) {
     const int64_t stride = a.way == GemvWay::gather ? a.depth : arrange<T>(a, arranged);
     const float *x = a.way == GemvWay::gather ? a.x : arranged;
     const int64_t step = a.way == GemvWay::gather ? ROWS / SLICE : ROWS;
+    if (a.way == GemvWay::gather)  // rows without entries are in no slice
+        memset(a.out, 0, sizeof(float) * static_cast<size_t>(a.vectors * a.rows));
 #pragma omp parallel num_threads(a.threads)
     {
         const int64_t room = a.way == GemvWay::expand ? a.depth + SLACK : 0;

@@ -58,7 +58,7 @@ def spmm(
     [[8.0, 10.0, 12.0], [0.0, 0.0, 0.0]]
     """
     packed = as_packed(weight)
-    check_dense("dense", dense, packed, row_dim=-2, ndims=(2, 3))
+    check_dense("dense", dense, packed, row_dim=-2)
     low, high = clamp
     if not low <= high:
         raise ValueError(f"expected clamp to be (low, high) with low <= high, got {clamp}")
@@ -92,14 +92,15 @@ def as_packed(
     return pack(weight, Block(*weight.values().shape[1:]) if layout == torch.sparse_bsr else None)
 
 
-def check_dense(
-    name: str, dense: Tensor, weight: PackedWeight, *, row_dim: int, ndims: tuple[int, ...]
-) -> None:
+FORMS = {-2: ("[K, P]", range(2, 4)), -1: ("[..., K]", range(1, 65))}  # and their dimensions
+
+
+def check_dense(name: str, dense: Tensor, weight: PackedWeight, *, row_dim: int) -> None:
     """Check dtype, dimensions, device and the size K at `row_dim` of a dense operand."""
     if dense.dtype not in DTYPES:
         raise TypeError(f"expected {name} to be float32 or bfloat16, got {dense.dtype}")
+    form, ndims = FORMS[row_dim]
     if dense.ndim not in ndims or dense.shape[row_dim] != weight.shape[1]:
-        form = "[K, P]" if row_dim == -2 else "[n, K]"
         raise ValueError(
             f"expected {name} to be {form} with K = {weight.shape[1]}, got {list(dense.shape)}"
         )
