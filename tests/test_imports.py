@@ -38,7 +38,11 @@ FORMATS = ("compressed_tensors", "dense_copy", "onnx", "safetensors", "tensor_fi
 WINGS = next(floor for floor in FLOORS if "attention" in floor)
 
 # Doors that a wing opens upwards: imported when the user calls, never when the wing is imported.
-DOORS = {("gossamer.attention.base", "gossamer.adapters.transformers")}  # attention.use
+DOORS = {
+    ("gossamer.attention.base", "gossamer.adapters.transformers"),  # attention.use
+    # compression.pack_linears and load
+    ("gossamer.compression.saving", "gossamer.adapters.transformers.packed_llama"),
+}
 
 # Methods beside those of the catalogue. GRASS is none of them: a pure function that finds the
 # sparsifier which the live ones start from, and so a primitive of its family.

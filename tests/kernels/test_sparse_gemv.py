@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import PackedWeight, instruction_sets, pack, sparse_gemv
-from gossamer.kernels.sparse_gemv import MAX_VECTORS, WAYS, _parts, _taken_over, _way
+from gossamer.kernels.sparse_gemv import MAX_VECTORS, WAYS, _parts, _vector_weight, _way
 from gossamer.patterns import Block
 from gossamer.testing import check_product, random_mask
 
@@ -56,7 +56,7 @@ def multiply(packed: PackedWeight, vectors: Tensor, way: str) -> Tensor:
 
 def launch(way: str, parts: list[Tensor], x: Tensor, out: Tensor) -> None:
     """The native product on tensors of the caller's."""
-    held = _taken_over(way, out.shape[1], parts)
+    held = _vector_weight(way, out.shape[1], parts)
     held.times(x.data_ptr(), *x.shape, out.data_ptr(), torch.get_num_threads())
 
 

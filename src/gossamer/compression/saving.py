@@ -74,7 +74,7 @@ def pack_linears(
     if head:
         linear = model.get_output_embeddings()
         known[id(linear)] = PackedLinear.from_dense(linear, dtype=dtype)
-    return copy.deepcopy(model, known)
+    return _quickened(copy.deepcopy(model, known))
 
 
 def save(model: Any, directory: Path | str, *, tokenizer: Any = None) -> None:
@@ -185,7 +185,13 @@ def load(directory: Path | str) -> Any:
     if missing or found.unexpected_keys:
         wrong = [*missing, *found.unexpected_keys][0]
         raise FormatError(path, f"expected the weights of config.json, got another set at {wrong}")
-    return model.requires_grad_(False).eval()
+    return _quickened(model.requires_grad_(False).eval())
+
+
+def _quickened(model: Any) -> Any:
+    from gossamer.adapters.transformers.packed_llama import quicken
+
+    return quicken(model)
 
 
 def _replace(model: nn.Module, name: str, weight: PackedWeight, bias: Any, path: Path) -> None:

@@ -164,12 +164,21 @@ def pruned_perplexity(
 
 
 def decode_claim(model: Any, calibration: Tensor) -> Claim:
-    """Time batch-1 decoding: stock in both types, and pruned and packed, after the same logits."""
+    """Time batch-1 decoding: stock in both types, and packed, after the same logits.
+
+    Packed blocks start fewer operations, too: a packed model that is not pruned tells how much.
+    """
     pruned = copy.deepcopy(model)
     prune(pruned, [Wanda(0.3), DSnoT()], [calibration])
     pruned = pruned.float()  # bfloat16 values, so that packing rounds nothing
     packed = pack_linears(pruned, dtype=torch.bfloat16, head=True)
-    candidates = {"float32": copy.deepcopy(model).float(), "bfloat16": model, "packed": packed}
+    stock = copy.deepcopy(model).float()
+    candidates = {
+        "float32": stock,
+        "bfloat16": model,
+        "nothing pruned, packed": pack_linears(stock, dtype=torch.bfloat16, head=True),
+        "packed": packed,
+    }
     prompt = calibration[:1, :PROMPT]
     with torch.inference_mode():
         expected = pruned(calibration[:1, :64]).logits
@@ -177,8 +186,8 @@ def decode_claim(model: Any, calibration: Tensor) -> Claim:
         wrong /= float(expected.abs().max())
         loops = {name: decoding(each, prompt) for name, each in candidates.items()}
         times = interleaved(loops, repeats=5, settle=SETTLE)
-    stock = min(("float32", "bfloat16"), key=lambda name: times[name].median)
-    gain = ratio(times[stock], times["packed"])
+    faster = min(("float32", "bfloat16"), key=lambda name: times[name].median)
+    gain = ratio(times[faster], times["packed"])
     layers = [each for each in packed.modules() if isinstance(each, PackedLinear)]
     stored = sum(stored_bytes(layer.weight) for layer in layers)
     listed = ", ".join(
@@ -189,7 +198,7 @@ def decode_claim(model: Any, calibration: Tensor) -> Claim:
         claim="a model pruned to density 0.3 decodes faster when packed",
         paper=None,
         source=NOT_REPORTED,
-        baseline=1e3 * times[stock].median / DECODED,
+        baseline=1e3 * times[faster].median / DECODED,
         ours=1e3 * times["packed"].median / DECODED,
         criterion="ms a token, batch 1: baseline (faster stock) / ours >= 1.5, logits within 1e-3",
         holds=gain.median >= 1.5 and wrong <= GATE,

@@ -74,9 +74,23 @@ struct SparseGemvArgs {
     const uint64_t *bits;  // [rows, ceil(depth / 64)]; only when expanding
     const int32_t *lanes;  // [runs, 16]: rows of a slice, -1 for none; only when gathering
     const float *x;        // [vectors, depth]
-    float *out;            // [vectors, rows]; zeros where gathering
+    float *out;            // [vectors, rows]
     int64_t vectors, depth, rows;
     int threads;
+};
+
+// A Llama block for a few tokens, on one side of attention: the weights of that side, each with
+// where its product goes; kernels/decoder_block describes the rest.
+struct DecoderBlockArgs {
+    SparseGemvArgs query, key, value, out, gate, up, down;
+    const float *x;     // [vectors, width]
+    const float *norm;  // [width]
+    float eps;
+    const float *cos, *sin;  // [vectors or 1, head]
+    int64_t angle_stride;    // between vectors
+    int64_t head;
+    const float *attended;  // [vectors, width of the heads]
+    int64_t vectors;
 };
 
 // A matrix in compressed sparse rows.
@@ -205,6 +219,8 @@ struct AddArgs {
     entry(int8_spmm, Int8SpmmArgs)       \
     entry(nm_matmul, NmMatmulArgs)       \
     entry(sparse_gemv, SparseGemvArgs)   \
+    entry(before_attention, DecoderBlockArgs) \
+    entry(after_attention, DecoderBlockArgs) \
     entry(sparse_linear, SparseRowsArgs) \
     entry(sddmm, SparseRowsArgs)         \
     entry(depthwise_conv, DepthwiseConvArgs) \

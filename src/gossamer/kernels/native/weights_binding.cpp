@@ -134,22 +134,27 @@ struct VectorWeight {
           places(places),
           lanes(lanes) {}
 
+    SparseGemvArgs product(int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
+        return {way,
+                values.data(),
+                dtype_of(values),
+                tensor<int64_t>(offsets),
+                static_cast<int64_t>(offsets.shape(0)) - 1,
+                places.data(),
+                places.itemsize() == sizeof(int32_t),
+                tensor<uint64_t>(places),
+                data<const int32_t>(lanes),
+                nullptr,
+                reinterpret_cast<float *>(out),
+                vectors,
+                depth,
+                rows,
+                threads};
+    }
+
     void times(uintptr_t x, int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
-        const SparseGemvArgs a{way,
-                               values.data(),
-                               dtype_of(values),
-                               tensor<int64_t>(offsets),
-                               static_cast<int64_t>(offsets.shape(0)) - 1,
-                               places.data(),
-                               places.itemsize() == sizeof(int32_t),
-                               tensor<uint64_t>(places),
-                               data<const int32_t>(lanes),
-                               reinterpret_cast<const float *>(x),
-                               reinterpret_cast<float *>(out),
-                               vectors,
-                               depth,
-                               rows,
-                               threads};
+        SparseGemvArgs a = product(vectors, depth, out, threads);
+        a.x = reinterpret_cast<const float *>(x);
         nb::gil_scoped_release release;
         active_kernels().sparse_gemv(a);
     }
@@ -158,6 +163,59 @@ struct VectorWeight {
     int64_t rows;
     Array values, offsets, places;
     MaybeArray lanes;
+};
+
+// The weights of a Llama block; vectors and norms come as addresses.
+struct DecoderBlock {
+    DecoderBlock(VectorWeight query, VectorWeight key, VectorWeight value, VectorWeight out,
+                 VectorWeight gate, VectorWeight up, VectorWeight down, int64_t head)
+        : query(query),
+          key(key),
+          value(value),
+          out(out),
+          gate(gate),
+          up(up),
+          down(down),
+          head(head) {}
+
+    void before(uintptr_t x, int64_t vectors, uintptr_t norm, float eps, uintptr_t cos,
+                uintptr_t sin, int64_t angle_stride, uintptr_t q, uintptr_t k, uintptr_t v,
+                int threads) const {
+        DecoderBlockArgs a = side(x, vectors, norm, eps);
+        a.query = query.product(vectors, out.rows, q, threads);
+        a.key = key.product(vectors, out.rows, k, threads);
+        a.value = value.product(vectors, out.rows, v, threads);
+        a.cos = reinterpret_cast<const float *>(cos);
+        a.sin = reinterpret_cast<const float *>(sin);
+        a.angle_stride = angle_stride;
+        a.head = head;
+        nb::gil_scoped_release release;
+        active_kernels().before_attention(a);
+    }
+
+    void after(uintptr_t attended, uintptr_t x, int64_t vectors, uintptr_t norm, float eps,
+               uintptr_t result, int threads) const {
+        DecoderBlockArgs a = side(x, vectors, norm, eps);
+        a.attended = reinterpret_cast<const float *>(attended);
+        a.out = out.product(vectors, query.rows, result, threads);
+        a.gate = gate.product(vectors, out.rows, 0, threads);
+        a.up = up.product(vectors, out.rows, 0, threads);
+        a.down = down.product(vectors, up.rows, 0, threads);
+        nb::gil_scoped_release release;
+        active_kernels().after_attention(a);
+    }
+
+    static DecoderBlockArgs side(uintptr_t x, int64_t vectors, uintptr_t norm, float eps) {
+        DecoderBlockArgs a{};
+        a.x = reinterpret_cast<const float *>(x);
+        a.vectors = vectors;
+        a.norm = reinterpret_cast<const float *>(norm);
+        a.eps = eps;
+        return a;
+    }
+
+    VectorWeight query, key, value, out, gate, up, down;
+    int64_t head;
 };
 
 Features features(const MaybeArray &t) {
@@ -480,6 +538,11 @@ void bind_weights(nb::module_ &m) {
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
         .def_ro("rows", &VectorWeight::rows)
         .def("times", &VectorWeight::times);
+    nb::class_<DecoderBlock>(m, "DecoderBlock")
+        .def(nb::init<VectorWeight, VectorWeight, VectorWeight, VectorWeight, VectorWeight,
+                      VectorWeight, VectorWeight, int64_t>())
+        .def("before", &DecoderBlock::before)
+        .def("after", &DecoderBlock::after);
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);
     m.def("depthwise_conv", &depthwise_conv);

@@ -62,7 +62,7 @@ def sparse_gemv(
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
     if chosen == "cpu" and not dispatched():
         # While a model decodes, PyTorch's dispatch would take as long as a small product.
-        return _product(packed.native_rows.get(count) or _native(packed, count), vectors)
+        return _product(packed.native_rows.get(count) or taken_over(packed, count), vectors)
     way = _way(packed.density, count) if chosen == "cpu" else "spread"
     rows, columns = packed.shape
     flat = vectors.reshape(count, columns)
@@ -95,20 +95,20 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
-    return _product(_taken_over(way, rows, weight), vectors)
+    return _product(_vector_weight(way, rows, weight), vectors)
 
 
-def _native(weight: PackedWeight, count: int) -> Any:
-    """Find the weight as the native kernel holds it for that many vectors, and keep it."""
+def taken_over(weight: PackedWeight, count: int) -> Any:
+    """Return the weight as the native kernel holds it for that many vectors, and keep it."""
     way = _way(weight.density, count)
     if way not in weight.native_rows:
         parts = _parts(weight, "cpu", way)
-        weight.native_rows[way] = _taken_over(way, weight.shape[0], parts)
+        weight.native_rows[way] = _vector_weight(way, weight.shape[0], parts)
     weight.native_rows[count] = weight.native_rows[way]
     return weight.native_rows[count]
 
 
-def _taken_over(way: str, rows: int, parts: list[Tensor]) -> Any:
+def _vector_weight(way: str, rows: int, parts: list[Tensor]) -> Any:
     values, offsets, places, *lanes = parts
     lanes = lanes[0] if lanes else None
     return backend.launch("VectorWeight", WAYS.index(way), rows, values, offsets, places, lanes)

@@ -1,0 +1,171 @@
+"""Llama models with packed layers: native decoding, and when the modules must be called."""
+
+import copy
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from gossamer import attention
+from gossamer.adapters.transformers.packed_llama import PackedLlamaLayer, quicken
+from gossamer.compression import load, pack_linears, save
+from gossamer.kernels.backend import instruction_sets
+from gossamer.kernels.decoder_block import DecoderBlock
+from gossamer.layers import PackedLinear
+from gossamer.testing.attention import tiny_gemma3, tiny_llama
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="native kernels are not built")
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 64, shape, generator=torch.Generator().manual_seed(0))
+
+
+def decoded(model, tokens: torch.Tensor, steps: int) -> torch.Tensor:
+    """Logits of each of the last tokens, read one by one."""
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :-steps], past_key_values=cache)
+    return torch.cat(
+        [model(token, past_key_values=cache).logits for token in tokens[:, -steps:].split(1, 1)], 1
+    )
+
+
+@pytest.fixture
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sequences of each call of a native block."""
+    calls: list[int] = []
+    real = DecoderBlock.after
+
+    def after(self, attended, *rest):
+        calls.append(len(attended))
+        return real(self, attended, *rest)
+
+    monkeypatch.setattr(DecoderBlock, "after", after)
+    return calls
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_decoding_gives_the_dense_models_logits(batch, native_calls):
+    model = tiny_llama()
+    tokens = ids(batch, 12)
+    found = decoded(pack_linears(model, head=True), tokens, steps=5)
+    assert native_calls == [batch] * 5 * 2
+    torch.testing.assert_close(found, decoded(model, tokens, steps=5), rtol=1e-4, atol=1e-4)
+
+
+def test_generate_and_left_padding_work(native_calls):
+    model = tiny_llama()
+    packed = pack_linears(model)
+    tokens, mask = ids(2, 9), torch.ones(2, 9, dtype=torch.int64)
+    mask[0, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(packed.generate(tokens, **options), model.generate(tokens, **options))
+    assert native_calls
+
+
+def test_sparse_attention_goes_between_the_two_halves(native_calls):
+    model = tiny_llama()
+    method = attention.StreamingAttention(sink=2, local=6)
+    outputs = []
+    for each in (model, pack_linears(model)):
+        with attention.use(each, method) as attached:
+            cache = attached.new_cache()
+            each(ids(1, 30), past_key_values=cache)
+            outputs.append(each(ids(1, 1), past_key_values=cache).logits)
+    assert native_calls
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_on_a_module_that_would_be_passed_over_is_called(native_calls):
+    packed = pack_linears(tiny_llama())
+    seen: list[str] = []
+    handle = packed.model.layers[0].mlp.up_proj.register_forward_hook(
+        lambda *_: seen.append("up_proj")
+    )
+    packed(ids(1, 1))
+    assert (seen, len(native_calls)) == (["up_proj"], 1)  # the other block
+    handle.remove()
+    packed(ids(1, 1))
+    assert (seen, len(native_calls)) == (["up_proj"], 3)
+
+
+def test_attention_weights_can_be_asked_for(native_calls):
+    model = tiny_llama()
+    model.set_attn_implementation("eager")
+    packed = pack_linears(model)
+    found, expected = (each(ids(1, 1), output_attentions=True) for each in (packed, model))
+    assert not native_calls
+    torch.testing.assert_close(found.attentions, expected.attentions)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["several tokens", "float64", "bias", "another activation", "17 sequences", "dense layer"],
+)
+def test_what_a_native_block_cannot_do_goes_through_the_modules(case, native_calls):
+    model = tiny_llama()
+    if case == "bias":
+        for layer in model.model.layers:
+            layer.mlp.up_proj.bias = torch.nn.Parameter(torch.randn(96))
+    if case == "another activation":
+        for layer in model.model.layers:
+            layer.mlp.act_fn = torch.nn.ReLU()
+    packed = pack_linears(model)
+    if case == "dense layer":
+        for layer, dense in zip(packed.model.layers, model.model.layers, strict=True):
+            layer.mlp.down_proj = dense.mlp.down_proj
+    shape = {"several tokens": (1, 2), "17 sequences": (17, 1)}.get(case, (1, 1))
+    tokens = ids(*shape)
+    if case == "float64":
+        embedded = model.model.embed_tokens(tokens).double()
+        with mock.patch.object(PackedLlamaLayer, "_block", side_effect=AssertionError):
+            assert not packed.model.layers[0]._decodes(embedded, (embedded, embedded))
+        return
+    torch.testing.assert_close(packed(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert not native_calls
+
+
+def test_a_weight_that_is_exchanged_is_taken_over_anew(native_calls):
+    model, other = tiny_llama(), tiny_llama(seed=1)
+    packed, tokens = pack_linears(model), ids(1, 1)
+    packed(tokens)
+    for mine, theirs in zip(packed.model.layers, other.model.layers, strict=True):
+        mine.load_state_dict(pack_linears(other).model.layers[0].state_dict() | {}, strict=False)
+        mine.mlp.gate_proj = PackedLinear.from_dense(theirs.mlp.gate_proj)
+    expected = copy.deepcopy(model)
+    for mine, theirs in zip(expected.model.layers, other.model.layers, strict=True):
+        mine.load_state_dict(other.model.layers[0].state_dict())
+        mine.mlp.gate_proj = theirs.mlp.gate_proj
+    torch.testing.assert_close(packed(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert len(native_calls) == 4
+
+
+def test_copies_share_nothing_native(native_calls):
+    packed = pack_linears(tiny_llama())
+    packed(ids(1, 1))
+    twin = copy.deepcopy(packed)
+    assert "_taken" not in twin.model.layers[0].__dict__
+    assert torch.equal(twin(ids(1, 1)).logits, packed(ids(1, 1)).logits)
+
+
+def test_a_saved_model_decodes_natively_too(tmp_path, native_calls):
+    packed = pack_linears(tiny_llama())
+    save(packed, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert type(loaded.model.layers[0]) is PackedLlamaLayer
+    assert torch.equal(loaded(ids(1, 1)).logits, packed(ids(1, 1)).logits)
+    assert len(native_calls) == 4
+
+
+def test_other_models_stay_as_they_are():
+    model = tiny_gemma3()
+    kinds = [type(module) for module in model.modules()]
+    assert [type(module) for module in quicken(model).modules()] == kinds
