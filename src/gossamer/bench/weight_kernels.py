@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gossamer.bench.figures import Figure, check, figure, mean_figure, name_of
 from gossamer.bench.timing import Samples, interleaved, ratio
 from gossamer.kernels import activation_sparse_matmul, pack, sparse_gemv, spmm
+from gossamer.kernels.memory import empty_streamed
 from gossamer.layers import SparseLinear
 
 # [M, K] times [K, P]: MobileNet v1, EfficientNet-Lite0 and SmolLM2, with two awkward narrow ones.
@@ -118,6 +119,9 @@ def vectors(device: str, repeats: int) -> Iterator[Figure]:
         copies = range(-(-STREAM // (4 * rows * columns)))
         weights = [sparse(rows, columns, 1.0, seed).to(device) for seed in copies]
         halves = [weight.bfloat16() for weight in weights]
+        paged = [empty_streamed(weight.shape, weight.dtype, weight.device) for weight in weights]
+        for page, weight in zip(paged, weights, strict=True):
+            page.copy_(weight)
         token = torch.randn(columns, generator=torch.Generator().manual_seed(1)).to(device)
         half = token.bfloat16()
         for density in VECTOR_BARS:
@@ -130,6 +134,9 @@ def vectors(device: str, repeats: int) -> Iterator[Figure]:
                     "dense float32": lambda weights=weights, token=token: [
                         torch.mv(weight, token) for weight in weights
                     ],
+                    "dense float32 on huge pages": lambda paged=paged, token=token: [
+                        torch.mv(weight, token) for weight in paged
+                    ],
                     "dense bfloat16": lambda halves=halves, half=half: [
                         torch.mv(weight, half) for weight in halves
                     ],
@@ -140,7 +147,7 @@ def vectors(device: str, repeats: int) -> Iterator[Figure]:
                 repeats=repeats,
                 device=device,
             )
-            for other in ("dense float32", "dense bfloat16"):
+            for other in ("dense float32", "dense float32 on huge pages", "dense bfloat16"):
                 name = f"GEMV {rows}x{columns}, {other}"
                 yield figure(name, density, times[other], times["ours"])
                 paired = ratio(times[other], times["ours"])
