@@ -46,17 +46,20 @@ struct Row {
     float *effect;  // [width]
     bool *left;     // [width]: what a group has given up already
 
-    // What may enter and leave while the error has this sign.
+    // What may enter and leave while the error has this sign. Each weight is written to both ends
+    // and kept at one or none: which it will be, no branch could predict.
     void gather(float sign, Heap &enter, Heap &leave) const {
-        enter.count = leave.count = 0;
+        int64_t entering = 0, leaving = 0;
         for (int64_t c = 0; c < a.width; ++c) {
             const float towards = sign * effect[c];
             const int32_t column = static_cast<int32_t>(c);
-            if (!mask[c] && towards > 0.0f)
-                enter.items[enter.count++] = {towards * a.steady[c], column};
-            else if (mask[c] && towards < 0.0f && a.group == 0)
-                leave.items[leave.count++] = {-__builtin_fabsf(weight[c]) * a.norm[c], column};
+            enter.items[entering] = {towards * a.steady[c], column};
+            leave.items[leaving] = {-__builtin_fabsf(weight[c]) * a.norm[c], column};
+            entering += static_cast<int64_t>(mask[c] == 0) & (towards > 0.0f);
+            leaving += static_cast<int64_t>(mask[c] != 0) & (towards < 0.0f) & (a.group == 0);
         }
+        enter.count = entering;
+        leave.count = leaving;
         enter.order();
         leave.order();
     }

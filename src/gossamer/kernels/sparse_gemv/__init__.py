@@ -62,7 +62,8 @@ def sparse_gemv(
     chosen = backend.choose(impl, vectors.device, backend.WITHOUT_TRITON)
     if chosen == "cpu" and not dispatched():
         # While a model decodes, PyTorch's dispatch would take as long as a small product.
-        return _product(packed.native_rows.get(count) or taken_over(packed, count), vectors)
+        held = packed.native_rows.get(count) or taken_over(packed, count)
+        return _product(held, vectors, shape, count)
     way = _way(packed.density, count) if chosen == "cpu" else "spread"
     rows, columns = packed.shape
     flat = vectors.reshape(count, columns)
@@ -95,7 +96,8 @@ def _sparse_gemv(weight: list[Tensor], rows: int, vectors: Tensor, way: str, imp
     if impl != "cpu":
         values, offsets, columns = weight
         return reference.sparse_gemv(values, offsets, columns, vectors).contiguous()
-    return _product(_vector_weight(way, rows, weight), vectors)
+    held = _vector_weight(way, rows, weight)
+    return _product(held, vectors, vectors.shape[:-1], len(vectors))
 
 
 def taken_over(weight: PackedWeight, count: int) -> Any:
@@ -114,13 +116,13 @@ def _vector_weight(way: str, rows: int, parts: list[Tensor]) -> Any:
     return backend.launch("VectorWeight", WAYS.index(way), rows, values, offsets, places, lanes)
 
 
-def _product(weight: Any, vectors: Tensor) -> Tensor:
+def _product(weight: Any, vectors: Tensor, shape: torch.Size, count: int) -> Tensor:
     # Conversions that change nothing would take as long as a small product, too.
     ready = vectors.dtype is torch.float32 and vectors.is_contiguous()
     x = vectors if ready else vectors.float().contiguous()
-    *shape, depth = x.shape
     out = x.new_empty((*shape, weight.rows))
-    weight.times(x.data_ptr(), math.prod(shape), depth, out.data_ptr(), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    weight.times(x.data_ptr(), count, vectors.shape[-1], out.data_ptr(), threads)
     return out if ready else out.to(vectors.dtype)
 
 
