@@ -97,6 +97,18 @@ def test_a_hook_on_a_module_that_would_be_passed_over_is_called(native_calls):
     assert (seen, len(native_calls)) == (["up_proj"], 3)
 
 
+def test_a_forward_put_over_a_module_is_called(native_calls):
+    packed = pack_linears(tiny_llama())
+    mlp = packed.model.layers[1].mlp
+    mlp.forward = lambda x: 0 * x  # as accelerate puts its own over a module's
+    without = copy.deepcopy(tiny_llama())
+    without.model.layers[1].mlp.forward = lambda x: 0 * x
+    torch.testing.assert_close(
+        packed(ids(1, 1)).logits, without(ids(1, 1)).logits, rtol=1e-4, atol=1e-4
+    )
+    assert len(native_calls) == 1
+
+
 def test_attention_weights_can_be_asked_for(native_calls):
     model = tiny_llama()
     model.set_attn_implementation("eager")

@@ -26,7 +26,7 @@ class PackedLlamaLayer(LlamaDecoderLayer):
     """A Llama block that decodes natively wherever that gives what its modules would.
 
     That is for up to 16 sequences of one new token, in float32 on CPU, with packed layers without
-    bias. Else, or when a module that would be passed over has a hook, the block runs as it did.
+    bias. Else, or when a module that would be passed over is watched, the block runs as it did.
     Made by `quicken`: the same module of another class, so that names, states and files stay.
     """
 
@@ -105,8 +105,13 @@ class PackedLlamaLayer(LlamaDecoderLayer):
         if taken is None or taken.inner != inner or not taken.current():
             taken = self.__dict__["_taken"] = _Taken(inner, _decoder_block(self))
         passed = (attention, mlp, self.input_layernorm, self.post_attention_layernorm, *inner)
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in passed)
-        return None if hooked else taken.block
+        return None if any(map(_watched, passed)) else taken.block
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether someone wants this module called: by a hook, or with a forward of its own."""
+    watchers = module._forward_hooks or module._forward_pre_hooks
+    return bool(watchers) or "forward" in module.__dict__
 
 
 class _Taken:
