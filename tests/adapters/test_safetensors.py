@@ -22,7 +22,7 @@ from gossamer.adapters.safetensors import load_packed, read_metadata, save_dense
 from gossamer.adapters.tensor_file import DTYPES, TAGS, TensorFile, write_tensors
 from gossamer.errors import FormatError
 from gossamer.kernels import PackedWeight, SparseWeight, pack
-from gossamer.kernels.packed import Support
+from gossamer.kernels.support import Support
 from gossamer.layers import SparseConv2d, SparseLinear
 from gossamer.patterns import NM, Block, Channel, Unstructured, WeightPattern
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import PackedWeight, pack
-from gossamer.kernels.packed import ROWS
+from gossamer.kernels.support import ROWS
 from gossamer.patterns import NM, Block, Channel, Unstructured, WeightPattern
 from gossamer.testing import random_mask
 

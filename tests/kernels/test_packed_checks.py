@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.kernels import PackedWeight, pack, packed_checks
-from gossamer.kernels.packed import Support
 from gossamer.kernels.packed_checks import entries, packed_problem
+from gossamer.kernels.support import Support
 from gossamer.patterns import NM, Block, Channel, Unstructured, WeightPattern
 
 PATTERNS = [

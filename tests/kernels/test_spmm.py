@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import backend, instruction_sets, pack, spmm
-from gossamer.kernels.packed import PANELS, ROWS
 from gossamer.kernels.spmm import _parts
+from gossamer.kernels.support import PANELS, ROWS
 from gossamer.patterns import Block
 from gossamer.testing import check_product, random_mask
 

@@ -28,8 +28,9 @@ from gossamer.adapters.tensor_file import TensorFile, shorten, write_tensors
 from gossamer.errors import FormatError
 from gossamer.files import load_json, save_json
 from gossamer.kernels.memory import empty_streamed
-from gossamer.kernels.packed import DTYPES, MAX_SIZE, PackedWeight, Support
+from gossamer.kernels.packed import DTYPES, PackedWeight
 from gossamer.kernels.packed_checks import CHUNK, entries, packed_problem
+from gossamer.kernels.support import MAX_SIZE, Support
 from gossamer.patterns import Unstructured
 
 LAYOUT = "0.14.0"  # the compressed-tensors whose layout is written

@@ -27,8 +27,9 @@ from gossamer.adapters.tensor_file import (
 )
 from gossamer.errors import FormatError
 from gossamer.files import parse_json
-from gossamer.kernels.packed import PackedWeight, Support
+from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.packed_checks import PATTERNS, packed_problem
+from gossamer.kernels.support import Support
 from gossamer.patterns import WeightPattern
 
 VERSION = 1

@@ -112,6 +112,11 @@ def empty_streamed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
     return torch.frombuffer(_arena.take(size), dtype=dtype).view(shape)
 
 
+def streamed(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy in memory for data that is read again and again."""
+    return empty_streamed(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor)
+
+
 def _mapped(size: int) -> memoryview:
     """Return at least `size` bytes from a huge page's border on."""
     if sys.platform != "linux":

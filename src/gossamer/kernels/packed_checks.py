@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gossamer.kernels.packed import DTYPES, MAX_SIZE, PackedWeight, Support
+from gossamer.kernels.packed import DTYPES, PackedWeight
+from gossamer.kernels.support import MAX_SIZE, Support
 from gossamer.patterns import NM, Block, Channel, Unstructured, WeightPattern
 
 PATTERNS = (Unstructured, NM, Block, Channel)

@@ -18,7 +18,7 @@ struct Strips {
     int threads;
 };
 
-// A weight in panels: gossamer.kernels.packed.Panels describes the tensors.
+// A weight in panels: gossamer.kernels.support.Panels describes the tensors.
 struct SpmmArgs {
     Strips strips;
     int64_t group;
