@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from gossamer.kernels import instruction_set, instruction_sets
+
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
@@ -16,6 +18,16 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["reference", *instruction_sets()])
+def impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every implementation that runs here: the reference, and the native kernels on each ISA."""
+    if request.param == "reference":
+        yield "reference"
+    else:
+        with instruction_set(request.param):
+            yield "cpu"
 
 
 class FileFaults:

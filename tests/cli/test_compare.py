@@ -3,9 +3,6 @@
 import json
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from gossamer.bench import compare as job
@@ -13,26 +10,10 @@ from gossamer.cli import app
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"?": 0, **{f"w{i}": i for i in range(1, 100)}}, "?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder)
-    text = folder / "text.txt"
-    text.write_text(" ".join(f"w{i * 7 % 99 + 1}" for i in range(120)))
+def command(checkpoint) -> list[str]:
+    model, text = str(checkpoint), str(checkpoint / "text.txt")
     return [
-        *("compare", "--model", str(folder), "--text", str(text), "--context", "100"),
+        *("compare", "--model", model, "--text", text, "--context", "100"),
         *("--decode", "8", "--methods", "stock,dense,streaming:sink=2:local=14"),
     ]
 

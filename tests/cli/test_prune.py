@@ -3,10 +3,7 @@
 import json
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as Tokens
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gossamer.cli import app
@@ -14,26 +11,10 @@ from gossamer.compression import load
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"?": 0, **{f"w{i}": i for i in range(1, 100)}}, "?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    Tokens(tokenizer_object=words, unk_token="?").save_pretrained(folder)
-    text = folder / "text.txt"
-    text.write_text(" ".join(f"w{i * 7 % 99 + 1}" for i in range(200)))
+def command(checkpoint) -> list[str]:
+    text = checkpoint / "text.txt"
     options = ("--text", str(text), "--sequences", "4", "--tokens", "16", "--held-out", "2")
-    return ["prune", str(folder), *options]
+    return ["prune", str(checkpoint), *options]
 
 
 def invoke(*arguments):

@@ -10,6 +10,7 @@ import torch
 from gossamer.data import abdomen
 from gossamer.data.abdomen import breathing, read_arrays, volunteer
 from gossamer.errors import FormatError
+from gossamer.models import packages
 
 
 class Trap:
@@ -34,7 +35,7 @@ def fetched(monkeypatch, tmp_path):
         return dump({"array": volume})
 
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(abdomen, "read_part", read_part)
+    monkeypatch.setattr(packages, "read_part", read_part)
     volunteer.cache_clear()
     yield calls
     volunteer.cache_clear()
@@ -103,7 +104,7 @@ def test_the_volume_is_fetched_once(fetched):
 
 def test_another_array_is_refused(fetched, monkeypatch):
     monkeypatch.setattr(
-        abdomen, "read_part", lambda *_: dump({"array": np.ones((3, 4), np.float32)})
+        packages, "read_part", lambda *_: dump({"array": np.ones((3, 4), np.float32)})
     )
     with pytest.raises(FormatError, match=r"expected an array \[78, 96, 36, 5\]"):
         volunteer()

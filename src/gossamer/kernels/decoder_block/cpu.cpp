@@ -11,8 +11,6 @@ void sparse_gemv(const SparseGemvArgs &);
 
 namespace {
 
-constexpr float LOG2E = 1.44269504f;
-
 // out = x / rms(x) * weight, for each vector.
 void rms_norm(const float *x, const float *weight, float eps, int64_t vectors, int64_t width,
               float *out) {

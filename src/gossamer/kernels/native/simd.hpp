@@ -35,6 +35,7 @@ typedef int32_t IntVec __attribute__((vector_size(W * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(W * 2), aligned(2), may_alias));
 
 constexpr float NEG_INF = -__builtin_inff();
+constexpr float LOG2E = 1.44269504f;
 
 GOSSAMER_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 GOSSAMER_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -8,7 +8,6 @@ extern "C" float logf(float);
 
 namespace gossamer::GOSSAMER_ISA {
 
-constexpr float LOG2E = 1.44269504f;
 constexpr int TILE_ROWS = 64;  // query rows that go through the registers together
 constexpr int CHUNK = 256;     // keys between two rescalings of the accumulator
 
