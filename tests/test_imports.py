@@ -41,7 +41,7 @@ WINGS = next(floor for floor in FLOORS if "attention" in floor)
 DOORS = {
     ("gossamer.attention.base", "gossamer.adapters.transformers"),  # attention.use
     # compression.pack_linears and load
-    ("gossamer.compression.saving", "gossamer.adapters.transformers.packed_llama"),
+    ("gossamer.compression.saving", "gossamer.adapters.transformers.native_llama"),
 }
 
 # Methods beside those of the catalogue. GRASS is none of them: a pure function that finds the

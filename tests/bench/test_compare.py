@@ -38,7 +38,7 @@ def loaded() -> LoadedModel:
     words = Tokenizer(models.WordLevel({"?": 0, **{str(i): i for i in range(1, 400)}}, "?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval().bfloat16().float()  # numbers of 16 bits
     return LoadedModel(model, tokenizer, "tiny", "made here", "none", 1024)
 
 
@@ -72,10 +72,11 @@ def test_every_method_has_a_finished_row(finished):
         assert found["passkey"]["asked"] > 0
 
 
-def test_the_floor_is_stock_without_a_past(finished):
+def test_every_row_has_a_floor_and_reads_fewer_bytes_of_weights_than_stock(finished):
     stock = row(finished, "stock")
-    assert 0 < stock["decode_floor_ms"]
-    assert all(found["decode_floor_ms"] is None for found in finished["rows"] if found != stock)
+    assert all(found["decode_floor_ms"] > 0 for found in finished["rows"])
+    read = {found["weight_bytes_read_per_token"] for found in finished["rows"] if found != stock}
+    assert len(read) == 1 and 0 < max(read) < 0.6 * stock["weight_bytes_read_per_token"]
 
 
 def test_dense_row_is_dense(finished):

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.kernels import pack
+from gossamer.kernels import pack, pack_lossless
 from gossamer.kernels.backend import instruction_sets
 from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
 from gossamer.testing import random_mask
@@ -20,6 +21,7 @@ from gossamer.testing import random_mask
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="native kernels are not built")
 
 EPS = 1e-5
+STORED = [pack, partial(pack, dtype=torch.bfloat16), pack_lossless]
 
 
 def weights(
@@ -76,16 +78,16 @@ def after(dense: dict[str, Tensor], attended: Tensor, x: Tensor, norm: Tensor) -
     st.sampled_from([1, 15, 17, 96]),
     st.integers(1, 16),
     st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from(STORED),
     st.booleans(),
     st.sampled_from([1, 2]),
 )
 def test_both_sides_match_their_formulas(
-    width, heads, inner, tokens, density, dtype, shared, threads
+    width, heads, inner, tokens, density, stored, shared, threads
 ):
     heads, kv_heads, head = heads
     dense = weights(width, heads, kv_heads, head, inner, density)
-    block = DecoderBlock({name: pack(w, dtype=dtype) for name, w in dense.items()}, head)
+    block = DecoderBlock({name: stored(w) for name, w in dense.items()}, head)
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, width, generator=generator)
     norms = 1 + torch.randn(2, width, generator=generator) / 4

@@ -78,10 +78,16 @@ def test_units(word, value, expected):
 
 
 def test_the_decode_limit_is_said_where_it_is_known():
-    stock = {"method": "stock", "decode_ms_per_token": 100.0, "decode_floor_ms": 40.0}
-    document = {"rows": [stock], "peak_rss_bytes": 3 * 2**30}
+    stock = {"method": "stock", "decode_floor_ms": 40.0, "weight_bytes_read_per_token": 2**29}
+    document = {
+        "rows": [stock, {"method": "dense", "decode_floor_ms": 10.0}],
+        "peak_rss_bytes": 3 * 2**30,
+    }
     limit = decode_limit(document)
-    assert limit is not None and "40.0 ms" in limit and "2.50x at most" in limit
+    assert limit == (
+        "with an empty cache a token takes 40.0 ms of stock, which reads 512 MiB of weights; "
+        "10.0 ms of dense"
+    )
     words = " ".join(text(compare_table(document)).split())
     assert limit in words and "3.00 GiB" in words
     assert decode_limit({"rows": [{"method": "stock", "decode_ms_per_token": 100.0}]}) is None

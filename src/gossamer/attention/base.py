@@ -257,7 +257,9 @@ class _InferenceOnly(torch.autograd.Function):
         )
 
 
-def use(model: Any, method: AttentionMethod) -> AbstractContextManager[Attachment]:
+def use(
+    model: Any, method: AttentionMethod, *, lossless: bool = True
+) -> AbstractContextManager[Attachment]:
     """Let a transformers causal language model attend with `method`; restored on exit.
 
     Parameters
@@ -265,6 +267,9 @@ def use(model: Any, method: AttentionMethod) -> AbstractContextManager[Attachmen
     model : transformers.PreTrainedModel
         Any decoder built on transformers' attention interface.
     method : AttentionMethod
+    lossless : bool, default=True
+        Whether float32 linear layers on the CPU decode from a second copy of their weights, in as
+        few bits as give each number back; Llama blocks then decode natively.
 
     Returns
     -------
@@ -290,4 +295,4 @@ def use(model: Any, method: AttentionMethod) -> AbstractContextManager[Attachmen
     """
     from gossamer.adapters.transformers import Attachment
 
-    return Attachment(model, method)
+    return Attachment(model, method, lossless=lossless)

@@ -77,8 +77,9 @@ class KeyValueStore:
             self._move(key, value, max(self.reserve, self_end))
         buffer = self._buffer_for(key, value, self_end)
         buffer.expect(self_end)
-        buffer.key[:, :, start:self_end] = key
-        buffer.value[:, :, start:self_end] = value
+        count = self_end - start
+        buffer.key.narrow(2, start, count).copy_(key)
+        buffer.value.narrow(2, start, count).copy_(value)
         self.length = self_end
         return self.view()
 
@@ -86,7 +87,8 @@ class KeyValueStore:
         """Return the stored keys and values [B, H, length, D] without a copy."""
         if self._buffer is None:
             raise ValueError("expected a store with tokens, got an empty one; append first")
-        return self._buffer.key[:, :, : self.length], self._buffer.value[:, :, : self.length]
+        buffer, length = self._buffer, self.length
+        return buffer.key.narrow(2, 0, length), buffer.value.narrow(2, 0, length)
 
     def mark(self) -> int:
         """Return a point to roll back to."""
@@ -126,10 +128,11 @@ class KeyValueStore:
         if buffer is None:
             raise ValueError("expected an allocated buffer")
         for name, new, old in (("key", key, buffer.key), ("value", value, buffer.value)):
-            shape = [*old.shape[:2], end - self.length, old.shape[3]]
-            if list(new.shape) != shape or new.dtype != old.dtype:
+            batch, heads, _, dim = old.shape
+            shape = batch, heads, end - self.length, dim
+            if new.shape != shape or new.dtype != old.dtype:
                 raise ValueError(
-                    f"expected {name} like the stored, {shape} {old.dtype}, got "
+                    f"expected {name} like the stored, {list(shape)} {old.dtype}, got "
                     f"{list(new.shape)} {new.dtype}"
                 )
         capacity = buffer.key.shape[2]

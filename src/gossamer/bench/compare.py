@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.attention import AttentionMethod, Meter, TokenSelect, use
 from gossamer.bench.machine import describe
@@ -24,6 +24,7 @@ from gossamer.bench.store import ResultStore
 from gossamer.bench.timing import peak_rss
 from gossamer.data import passkey
 from gossamer.data.documents import Document
+from gossamer.layers import LosslessLinear
 from gossamer.measure import kl_divergence, top1_agreement
 from gossamer.models import LoadedModel
 
@@ -169,6 +170,19 @@ class _Reader:
         _wait(self.model)
         return logits, time.perf_counter() - start
 
+    def warm_up(self) -> None:
+        """Read a few tokens, then one, for what is made at first use."""
+        cache = self.new_cache()
+        for count in (WARM_UP, 1):
+            self.read(torch.zeros(1, count, dtype=torch.int64, device=self.model.device), cache)
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of linear layers that a decoded token reads."""
+        linears = [part for part in self.model.modules() if isinstance(part, nn.Linear)]
+        lossless = [part.lossless_weight() for part in linears if isinstance(part, LosslessLinear)]
+        plain = [part.weight for part in linears if not isinstance(part, LosslessLinear)]
+        return sum(weight.nbytes for weight in (*lossless, *plain) if weight is not None)
+
 
 @contextmanager
 def _reading(model: Any, method: AttentionMethod | None) -> Iterator[_Reader]:
@@ -176,17 +190,16 @@ def _reading(model: Any, method: AttentionMethod | None) -> Iterator[_Reader]:
     from transformers import DynamicCache
 
     with torch.inference_mode():
-        warm = torch.zeros(1, WARM_UP, dtype=torch.int64, device=model.device)
         if method is None:
             stock = _Reader(
                 model, lambda: DynamicCache(config=model.config), copy.deepcopy, Meter()
             )
-            stock.read(warm, stock.new_cache())
+            stock.warm_up()
             yield stock
             return
         with use(model, method) as attachment:
             reader = _Reader(model, attachment.new_cache, lambda cache: cache.fork(), Meter())
-            reader.read(warm, reader.new_cache())
+            reader.warm_up()
             with attachment.metered() as reader.meter:
                 yield reader
 
@@ -205,8 +218,8 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
             logits.append(last.float())
             steps.append(seconds)
         read = reader.meter.bytes_read / len(steps)
-        stock = method is None
-        floor = _floor(reader, task.tokens) if stock else None
+        stock, floor = method is None, _floor(reader, task.tokens)
+        weights = reader.weight_bytes()
     return {
         "method": spec,
         "kv_bytes": kv_bytes,
@@ -214,6 +227,7 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
         "density": 1.0 if stock else prefilled[0],
         "selection_share": 0.0 if stock else prefilled[1],
         "decode_floor_ms": floor,
+        "weight_bytes_read_per_token": weights,
         "passkey": None,
         "rounds": 1,
         "samples": {
@@ -225,7 +239,7 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
 
 
 def _floor(reader: _Reader, tokens: Tensor) -> float:
-    """Milliseconds a token with next to nothing in the cache: what attention cannot save."""
+    """Milliseconds a token with next to nothing in the cache: what is not attention."""
     cache = reader.new_cache()
     steps = [reader.read(tokens[:, i : i + 1], cache)[1] for i in range(FLOOR_STEPS)]
     return 1e3 * median(steps)

@@ -19,6 +19,7 @@ ROW_NUMBERS = (
     "decode_floor_ms",
     "kv_bytes",
     "kv_bytes_read_per_token",
+    "weight_bytes_read_per_token",
     "density",
     "selection_share",
     "perplexity",

@@ -189,9 +189,10 @@ def load(directory: Path | str) -> Any:
 
 
 def _quickened(model: Any) -> Any:
-    from gossamer.adapters.transformers.packed_llama import quicken
+    from gossamer.adapters.transformers.native_llama import quicken
 
-    return quicken(model)
+    quicken(model)
+    return model
 
 
 def _replace(model: nn.Module, name: str, weight: PackedWeight, bias: Any, path: Path) -> None:

@@ -10,6 +10,7 @@ from gossamer.kernels.depthwise_conv import depthwise_conv
 from gossamer.kernels.gathered_attention import gathered_attention
 from gossamer.kernels.int8_spmm import int8_spmm
 from gossamer.kernels.int8_weight import Affine, Int8Weight, pack_int8
+from gossamer.kernels.lossless_gemv import LosslessWeight, lossless_gemv, pack_lossless
 from gossamer.kernels.mask_swaps import Refinement, dsnot_refine
 from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
@@ -38,6 +39,7 @@ __all__ = [
     "DeltaConv",
     "HeldImages",
     "Int8Weight",
+    "LosslessWeight",
     "PackedWeight",
     "Refinement",
     "SparsePattern",
@@ -59,9 +61,11 @@ __all__ = [
     "instruction_set",
     "instruction_sets",
     "int8_spmm",
+    "lossless_gemv",
     "nm_matmul",
     "pack",
     "pack_int8",
+    "pack_lossless",
     "paged_dot",
     "random_walks",
     "sddmm",

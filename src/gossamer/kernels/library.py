@@ -1,7 +1,7 @@
 """The torch operator library that every kernel registers with, so that torch.compile traces it."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable)
 LIBRARY = torch.library.Library("gossamer", "DEF")
 
 
-def register(schema: str, run: Callable, fake: Callable) -> None:
+def register(schema: str, run: Callable, fake: Callable) -> Callable:
     """Define one operator for every device, with a shape-only twin for tracing.
 
     Parameters
@@ -21,10 +21,21 @@ def register(schema: str, run: Callable, fake: Callable) -> None:
         The implementation; picks a back end by its last argument, ``impl``.
     fake : callable
         Same signature; returns empty tensors of the right shapes.
+
+    Returns
+    -------
+    callable
+        Calls the operator, or `run` itself where nobody watches: for what needs no gradient.
     """
     name = LIBRARY.define(schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gossamer::{name}", fake)
+    operator = getattr(torch.ops.gossamer, name)
+
+    def call(*arguments: object) -> Any:
+        return operator(*arguments) if dispatched() else run(*arguments)
+
+    return call
 
 
 def dispatched() -> bool:

@@ -130,15 +130,17 @@ def compare_table(document: Mapping[str, Any]) -> Table:
 
 
 def decode_limit(document: Mapping[str, Any]) -> str | None:
-    """Say what time outside attention leaves to gain at decode; None where it is not known."""
-    stock = next((row for row in document["rows"] if row["method"] == STOCK), {})
-    floor, decode = stock.get("decode_floor_ms"), stock.get("decode_ms_per_token")
-    if not floor or not decode:
+    """Say what a token takes outside attention, and reads; None where it is not known."""
+    rows = {row["method"]: row for row in document["rows"]}
+    known = [name for name in (STOCK, DENSE) if rows.get(name, {}).get("decode_floor_ms")]
+    if not known:
         return None
-    return (
-        f"stock decodes with an empty cache in {milliseconds(floor)}: attention alone can gain "
-        f"{speedup(decode / floor)} at most"
-    )
+    parts = []
+    for name in known:
+        words = f"{milliseconds(rows[name]['decode_floor_ms'])} of {name}"
+        read = rows[name].get("weight_bytes_read_per_token")
+        parts.append(words + (f", which reads {size(read)} of weights" if read else ""))
+    return f"with an empty cache a token takes {'; '.join(parts)}"
 
 
 def evidence_table(evidence: Evidence) -> Table:

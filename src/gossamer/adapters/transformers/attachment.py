@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,11 @@ from gossamer.adapters.transformers.attention import (
     mask,
 )
 from gossamer.adapters.transformers.cache import KVCache, KVLayer
+from gossamer.adapters.transformers.native_llama import (
+    attention_callers,
+    quicken_dense,
+    restore,
+)
 from gossamer.attention.base import AttentionMethod, LayerState, Meter
 
 NAME = "gossamer"
@@ -35,6 +41,9 @@ class Attachment:
     ----------
     model : transformers.PreTrainedModel
     method : AttentionMethod
+    lossless : bool, default=True
+        Whether float32 linear layers on the CPU decode from a second copy of their weights, in as
+        few bits as give each number back; Llama blocks then decode natively.
 
     Raises
     ------
@@ -44,6 +53,7 @@ class Attachment:
 
     model: Any
     method: AttentionMethod
+    lossless: bool = True
     meter: Meter | None = None
     modules: list[nn.Module] = field(init=False, repr=False)
     reserve: int = field(init=False)
@@ -64,6 +74,7 @@ class Attachment:
         self._halves: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._tables: tuple[Tensor, Tensor] | None = None
         self._hooks: list[Any] = []
+        self._quickened: list[nn.Module] = []
         self._before: tuple[str, Attachment | None] | None = None
 
     @property
@@ -82,9 +93,14 @@ class Attachment:
         for module in self.modules:
             setattr(module, SLOT, self)
         self._hooks = [decoder.register_forward_pre_hook(self._enter_forward, with_kwargs=True)]
+        if self.lossless:
+            self._quickened = quicken_dense(self.model)
         if not self.method.rotated_keys:
+            callers = attention_callers(self.model)
             self._hooks += [
-                module.register_forward_pre_hook(self._keep_rotary, with_kwargs=True)
+                callers.get(module, module).register_forward_pre_hook(
+                    partial(self._keep_rotary, module), with_kwargs=True
+                )
                 for module in self.modules
             ]
         return self
@@ -107,6 +123,7 @@ class Attachment:
         self._before = None
         for hook in self._hooks:
             hook.remove()
+        restore(self._quickened)
         for module in self.modules:
             if earlier is None:
                 delattr(module, SLOT)
@@ -187,7 +204,9 @@ class Attachment:
             self.adopt(cache)
         return args, kwargs
 
-    def _keep_rotary(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keep_rotary(
+        self, module: Any, caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Note the position encoding that an attention module is about to apply."""
         embeddings = kwargs.get("position_embeddings")
         if embeddings is None:

@@ -158,7 +158,7 @@ def _call(
     check_attention(query, key, value, causal=causal)
     if pattern is not None:
         check_pattern(pattern, (BlockPattern,), query, key)
-    return torch.ops.gossamer.block_sparse_attention(
+    return _block_sparse_attention(
         unit_stride(query),
         unit_stride(key),
         unit_stride(value),
@@ -257,7 +257,7 @@ def _run(
     return results
 
 
-register(
+_block_sparse_attention = register(
     "block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor? starts, "
     "Tensor? counts, Tensor? indices, int list_heads, int block, bool causal, float scale, "
     "int sink, int local, Tensor? key_start, bool keep_state, str impl) -> "

@@ -1,4 +1,4 @@
-"""A decoder block's packed layers for a few tokens, in one call on each side of attention.
+"""A decoder block's linear layers for a few tokens, in one call on each side of attention.
 
 A small model decodes a token in milliseconds, most of which goes into starting some twenty tiny
 operations a layer; here a layer starts two.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
+from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.sparse_gemv import MAX_VECTORS, taken_over
 
@@ -18,7 +19,7 @@ LINEARS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 class DecoderBlock:
-    """The linear layers of a Llama block, packed.
+    """The linear layers of a Llama block, packed or in a lossless form.
 
     With ``n = rms_norm(x)``: query, key and value are products with n, the first two rotated. What
     attention makes of them goes on as ``y = x + out(attended)``, and, with ``n = rms_norm(y)``,
@@ -26,7 +27,7 @@ class DecoderBlock:
 
     Parameters
     ----------
-    weights : mapping of str to PackedWeight
+    weights : mapping of str to PackedWeight or LosslessWeight
         By the names in `LINEARS`; query [heads * head, width], key and value [kv_heads * head,
         width], out [width, heads * head], gate and up [inner, width], down [width, inner].
     head : int
@@ -51,7 +52,7 @@ class DecoderBlock:
     torch.Size([1, 6])
     """
 
-    def __init__(self, weights: Mapping[str, PackedWeight], head: int) -> None:
+    def __init__(self, weights: Mapping[str, PackedWeight | LosslessWeight], head: int) -> None:
         width, attended = weights["out"].shape
         narrow, inner = weights["key"].shape[0], weights["up"].shape[0]
         wanted = ((attended, width), (narrow, width), (narrow, width), (width, attended))
@@ -165,9 +166,13 @@ class DecoderBlock:
     def _held(self, vectors: int) -> Any:
         held = self._native.get(vectors)
         if held is None:
-            parts = [taken_over(self.weights[name], vectors) for name in LINEARS]
+            parts = [_native(self.weights[name], vectors) for name in LINEARS]
             held = self._native[vectors] = backend.native_module().DecoderBlock(*parts, self.head)
         return held
+
+
+def _native(weight: PackedWeight | LosslessWeight, vectors: int) -> Any:
+    return taken_over(weight, vectors) if isinstance(weight, PackedWeight) else weight.native
 
 
 def _check_floats(**tensors: Tensor) -> None:

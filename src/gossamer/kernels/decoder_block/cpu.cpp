@@ -1,5 +1,4 @@
-// A few tokens through a decoder block with packed weights: what comes before attention, and what
-// comes after it. Between two products there is too little to do for a second thread.
+// A few tokens through a decoder block: what comes before attention, and what comes after it. Between two products there is too little to do for a second thread.
 #include "../native/params.hpp"
 #include "../native/simd.hpp"
 
@@ -7,7 +6,8 @@ extern "C" float sqrtf(float);
 
 namespace gossamer::GOSSAMER_ISA {
 
-void sparse_gemv(const SparseGemvArgs &);
+void sparse_gemv(const GemvArgs &);
+void lossless_gemv(const GemvArgs &);
 
 namespace {
 
@@ -49,10 +49,10 @@ void gate_up(float *gate, const float *up, int64_t count) {
     }
 }
 
-void multiply(SparseGemvArgs weight, const float *x, float *out) {
+void multiply(GemvArgs weight, const float *x, float *out) {
     weight.x = x;
     weight.out = out;
-    sparse_gemv(weight);
+    weight.way < GemvWay::nibbles ? sparse_gemv(weight) : lossless_gemv(weight);
 }
 
 }  // namespace

@@ -121,7 +121,7 @@ def gathered_attention(
     starts, counts, indices = (part.contiguous() for part in pattern.rows)
     if rotary is not None:
         _check_rotary(rotary, counts, query)
-    output, lse = torch.ops.gossamer.gathered_attention(
+    output, lse = _gathered_attention(
         unit_stride(query),
         unit_stride(key),
         unit_stride(value),
@@ -263,7 +263,7 @@ def _run(
     return output, lse
 
 
-register(
+_gathered_attention = register(
     "gathered_attention(Tensor query, Tensor key, Tensor value, Tensor starts, Tensor counts, "
     "Tensor indices, int list_heads, int group, bool causal, float scale, Tensor? key_start, "
     "Tensor? cosine, Tensor? sine, Tensor? max, Tensor? sum, Tensor? acc, str impl) -> "

@@ -166,6 +166,23 @@ GOSSAMER_INLINE void transpose(Vec (&r)[W]) {
     if constexpr (W >= 16) transpose_stage<8>(r);
 }
 
+template <int Stage>
+GOSSAMER_INLINE void fold_stage(Vec (&r)[W]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Stage; ++i)
+        r[i] = interleave<Stage, false>(r[i], r[i + Stage], Lanes{}) +
+               interleave<Stage, true>(r[i], r[i + Stage], Lanes{});
+}
+
+// Lane I: the sum of vector I.
+GOSSAMER_INLINE Vec sums(Vec (&r)[W]) {
+    if constexpr (W >= 16) fold_stage<8>(r);
+    if constexpr (W >= 8) fold_stage<4>(r);
+    fold_stage<2>(r);
+    fold_stage<1>(r);
+    return r[0];
+}
+
 // Scratch memory of one thread; a kernel asks once and carves pieces off it.
 class Scratch {
   public:

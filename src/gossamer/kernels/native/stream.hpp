@@ -64,21 +64,27 @@ GOSSAMER_INLINE KeySpan key_span(const AttentionArgs &a, const Sharing &sharing,
     return {ids, first * a.unit, count * a.unit - gap, gap_at * a.unit, gap};
 }
 
+// out[r, k] = query row r . keys[k] for the first `count` keys; the others must be readable.
 template <class T>
-GOSSAMER_INLINE void dot_rows(const float *query, int64_t rows, int64_t dim, const T *key,
-                              float *out, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const float *q = query + r * dim;
-        Vec s0{}, s1{};
+GOSSAMER_INLINE void dot_keys(const float *query, int64_t rows, int64_t dim,
+                              const T *const (&keys)[W], int64_t count, float *out,
+                              int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r, query += dim) {
+        Vec products[W] = {};
         int64_t d = 0;
-        for (; d + 2 * W <= dim; d += 2 * W) {
-            s0 += load(q + d) * load(key + d);
-            s1 += load(q + d + W) * load(key + d + W);
+        for (; d + W <= dim; d += W) {
+            const Vec q = load(query + d);
+#pragma GCC unroll 16
+            for (int k = 0; k < W; ++k) products[k] += q * load(keys[k] + d);
         }
-        for (; d + W <= dim; d += W) s0 += load(q + d) * load(key + d);
-        float total = sum(s0 + s1);
-        for (; d < dim; ++d) total += q[d] * scalar(key[d]);
-        out[r * stride] = total;
+        for (; d < dim; ++d)
+            for (int k = 0; k < W; ++k) products[k][0] += query[d] * scalar(keys[k][d]);
+        const Vec dots = sums(products);
+        if (count == W) {
+            store(out + r * stride, dots);
+        } else {
+            for (int64_t k = 0; k < count; ++k) out[r * stride + k] = dots[k];
+        }
     }
 }
 
@@ -97,7 +103,7 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
                         const Tile &tile, int64_t queries, int64_t start, Scratch &scratch) {
     float *scores = scratch.take<float>(STREAM_ROWS * STREAM_STEP);
     float *values = scratch.take<float>(engine.value_cells(STREAM_STEP));
-    float *rotated = scratch.take<float>(a.dim);
+    float *rotated = scratch.take<float>(W * a.dim);
     const FloatEngine<T> runs(a, true);
     int32_t tokens[STREAM_STEP + PREFETCH];
     for (int64_t at = begin; at < end; at += STREAM_STEP) {
@@ -114,22 +120,34 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
         if (at == begin)
             for (int64_t j = 0; j < min64(PREFETCH, ahead); ++j)
                 prefetch_row(rows.key_row(j), a.dim);
-        for (int64_t j = 0; j < count; ++j) {
-            if (j + PREFETCH < ahead) prefetch_row(rows.key_row(j + PREFETCH), a.dim);
-            if (!run) prefetch_row(rows.value_row(j), a.dim);
-            if (a.cosine == nullptr) {
-                dot_rows(query, tile.rows, a.dim, rows.key_row(j), scores + j, STREAM_STEP);
-            } else {
-                rotate_row(a, rows.key_row(j), at + j, rotated);
-                dot_rows(query, tile.rows, a.dim, rotated, scores + j, STREAM_STEP);
+        for (int64_t j = 0; j < count; j += W) {
+            const int64_t many = min64(W, count - j);
+            const T *keys[W];
+            for (int k = 0; k < W; ++k) {
+                const int64_t key = min64(j + k, count - 1);
+                keys[k] = rows.key_row(key);
+                if (key + PREFETCH < ahead) prefetch_row(rows.key_row(key + PREFETCH), a.dim);
+                if (!run) prefetch_row(rows.value_row(key), a.dim);
             }
+            if (a.cosine == nullptr) {
+                dot_keys(query, tile.rows, a.dim, keys, many, scores + j, STREAM_STEP);
+                continue;
+            }
+            const float *turned[W];
+            for (int k = 0; k < W; ++k) {
+                turned[k] = rotated + k * a.dim;
+                rotate_row(a, keys[k], at + min64(j + k, count - 1), rotated + k * a.dim);
+            }
+            dot_keys(query, tile.rows, a.dim, turned, many, scores + j, STREAM_STEP);
         }
         if (!run) engine.pack_values(rows, count, count, values);
         const int64_t columns = round_up(count, W);
+        const bool all_visible =
+            tokens[0] >= start && a.local == 0 && (!a.causal || tokens[count - 1] <= tile.position);
         for (int64_t r = 0; r < tile.rows; ++r) {
             const int64_t position = tile.position + r % queries;
             float *row = scores + r * STREAM_STEP;
-            for (int64_t j = 0; j < count; ++j) {
+            for (int64_t j = 0; j < count && !all_visible; ++j) {
                 const int64_t token = tokens[j];
                 const bool gap =
                     a.local > 0 && token >= start + a.sink && token <= position - a.local;
@@ -194,7 +212,7 @@ static void stream_attention(const AttentionArgs &a) {
         const FloatEngine<T> engine(a);
         const size_t floats =
             static_cast<size_t>(STREAM_ROWS * (a.dim + STREAM_STEP) +
-                                engine.value_cells(STREAM_STEP) + 2 * a.dim + 256);
+                                engine.value_cells(STREAM_STEP) + (W + 1) * a.dim + 256);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < items * splits; ++task) {
             int64_t b, set, g;

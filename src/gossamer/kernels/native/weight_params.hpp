@@ -60,13 +60,15 @@ struct Int8SpmmArgs {
     int threads;
 };
 
-enum class GemvWay : int { gather = 0, spread = 1, expand = 2 };
+enum class GemvWay : int { gather = 0, spread = 1, expand = 2, nibbles = 3, bytes = 4, plain = 5 };
 
-// A weight in slices, compressed rows or bit masks, times a few vectors.
-struct SparseGemvArgs {
+// A weight times a few vectors: in slices, compressed rows or bit masks (`sparse_gemv`), or dense
+// (`lossless_gemv`: the ways from nibbles on; of the next fields these read `values` and `scales`).
+struct GemvArgs {
     GemvWay way;
     const void *values;
-    Dtype dtype;             // of the values
+    Dtype dtype;             // of the values; unused for nibbles and bytes
+    const float *scales;     // [rows, blocks, 2] for nibbles, [rows, blocks] for bytes
     const int64_t *offsets;  // [runs + 1]; of lines where gathering, else of a row's entries
     int64_t runs;            // slices, or rows
     const void *columns;     // uint16, or uint32 where wide; unused when expanding
@@ -82,7 +84,7 @@ struct SparseGemvArgs {
 // A Llama block for a few tokens, on one side of attention: the weights of that side, each with
 // where its product goes; kernels/decoder_block describes the rest.
 struct DecoderBlockArgs {
-    SparseGemvArgs query, key, value, out, gate, up, down;
+    GemvArgs query, key, value, out, gate, up, down;
     const float *x;     // [vectors, width]
     const float *norm;  // [width]
     float eps;
@@ -218,7 +220,8 @@ struct AddArgs {
     entry(spmm, SpmmArgs)                \
     entry(int8_spmm, Int8SpmmArgs)       \
     entry(nm_matmul, NmMatmulArgs)       \
-    entry(sparse_gemv, SparseGemvArgs)   \
+    entry(sparse_gemv, GemvArgs)         \
+    entry(lossless_gemv, GemvArgs)       \
     entry(before_attention, DecoderBlockArgs) \
     entry(after_attention, DecoderBlockArgs) \
     entry(sparse_linear, SparseRowsArgs) \

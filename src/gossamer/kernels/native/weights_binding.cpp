@@ -123,9 +123,10 @@ void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array
     active_kernels().nm_matmul(a);
 }
 
-// A weight as one way of `sparse_gemv` reads it, taken over once. `places` are the columns of the
-// entries, or bit masks when expanding. Vectors come as addresses, which cross fastest.
+// A weight as one way of `sparse_gemv` or `lossless_gemv` reads it, taken over once. Vectors come
+// as addresses, which cross fastest.
 struct VectorWeight {
+    // Sparse; `places` are the columns of the entries, or bit masks when expanding.
     VectorWeight(int way, int64_t rows, Array values, Array offsets, Array places, MaybeArray lanes)
         : way(static_cast<GemvWay>(way)),
           rows(rows),
@@ -134,35 +135,44 @@ struct VectorWeight {
           places(places),
           lanes(lanes) {}
 
-    SparseGemvArgs product(int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
-        return {way,
-                values.data(),
-                dtype_of(values),
-                tensor<int64_t>(offsets),
-                static_cast<int64_t>(offsets.shape(0)) - 1,
-                places.data(),
-                places.itemsize() == sizeof(int32_t),
-                tensor<uint64_t>(places),
-                data<const int32_t>(lanes),
-                nullptr,
-                reinterpret_cast<float *>(out),
-                vectors,
-                depth,
-                rows,
-                threads};
+    // Dense, in blocks.
+    VectorWeight(int way, int64_t rows, Array values, MaybeArray scales)
+        : way(static_cast<GemvWay>(way)), rows(rows), values(values), scales(scales) {}
+
+    GemvArgs product(int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
+        GemvArgs a{};
+        a.way = way;
+        a.values = values.data();
+        a.dtype = dtype_of(values);
+        a.scales = data<const float>(scales);
+        if (offsets) {
+            a.offsets = tensor<int64_t>(*offsets);
+            a.runs = static_cast<int64_t>(offsets->shape(0)) - 1;
+            a.columns = places->data();
+            a.wide = places->itemsize() == sizeof(int32_t);
+            a.bits = tensor<uint64_t>(*places);
+            a.lanes = data<const int32_t>(lanes);
+        }
+        a.out = reinterpret_cast<float *>(out);
+        a.vectors = vectors;
+        a.depth = depth;
+        a.rows = rows;
+        a.threads = threads;
+        return a;
     }
 
     void times(uintptr_t x, int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
-        SparseGemvArgs a = product(vectors, depth, out, threads);
+        GemvArgs a = product(vectors, depth, out, threads);
         a.x = reinterpret_cast<const float *>(x);
         nb::gil_scoped_release release;
-        active_kernels().sparse_gemv(a);
+        const Kernels &kernels = active_kernels();
+        way < GemvWay::nibbles ? kernels.sparse_gemv(a) : kernels.lossless_gemv(a);
     }
 
     GemvWay way;
     int64_t rows;
-    Array values, offsets, places;
-    MaybeArray lanes;
+    Array values;
+    MaybeArray offsets, places, lanes, scales;
 };
 
 // The weights of a Llama block; vectors and norms come as addresses.
@@ -536,6 +546,8 @@ void bind_weights(nb::module_ &m) {
     nb::class_<VectorWeight>(m, "VectorWeight")
         .def(nb::init<int, int64_t, Array, Array, Array, MaybeArray>(), nb::arg(), nb::arg(),
              nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+        .def(nb::init<int, int64_t, Array, MaybeArray>(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg().none())
         .def_ro("rows", &VectorWeight::rows)
         .def("times", &VectorWeight::times);
     nb::class_<DecoderBlock>(m, "DecoderBlock")

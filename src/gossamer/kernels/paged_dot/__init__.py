@@ -61,7 +61,7 @@ def paged_dot(
         )
     if not 0 <= end <= key.shape[2]:
         raise ValueError(f"expected end in 0..{key.shape[2]}, got {end}")
-    return torch.ops.gossamer.paged_dot(
+    return _dots(
         unit_stride(query),
         unit_stride(key),
         begin.to(query.device).contiguous(),
@@ -94,9 +94,7 @@ def soft_votes(scores: Tensor, *, impl: backend.Impl = "auto") -> Tensor:
             f"expected scores to be float32 [B, H >= 1, k_len], got {scores.dtype} "
             f"{list(scores.shape)}"
         )
-    return torch.ops.gossamer.soft_votes(
-        scores.contiguous(), backend.choose(impl, scores.device, backend.WITHOUT_TRITON)
-    )
+    return _votes(scores.contiguous(), backend.choose(impl, scores.device, backend.WITHOUT_TRITON))
 
 
 def top_indices(values: Tensor, k: int, *, impl: backend.Impl = "auto") -> Tensor:
@@ -126,12 +124,10 @@ def top_indices(values: Tensor, k: int, *, impl: backend.Impl = "auto") -> Tenso
         )
     if not 1 <= k <= values.shape[1]:
         raise ValueError(f"expected k in 1..{values.shape[1]}, got {k}")
-    return torch.ops.gossamer.top_indices(
-        values.contiguous(), k, backend.choose(impl, values.device, backend.WITHOUT_TRITON)
-    )
+    return _top(values.contiguous(), k, backend.choose(impl, values.device, backend.WITHOUT_TRITON))
 
 
-def _paged_dot(
+def _run_dots(
     query: Tensor, key: Tensor, begin: Tensor, end: int, scale: float, impl: str
 ) -> Tensor:
     if impl != "cpu":
@@ -146,7 +142,7 @@ def _empty_scores(query: Tensor, key: Tensor, *rest: object) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=query.device)
 
 
-def _soft_votes(scores: Tensor, impl: str) -> Tensor:
+def _run_votes(scores: Tensor, impl: str) -> Tensor:
     if impl != "cpu":
         return reference.soft_votes(scores)
     votes = scores.new_empty(scores.shape[0], scores.shape[2])
@@ -154,7 +150,7 @@ def _soft_votes(scores: Tensor, impl: str) -> Tensor:
     return votes
 
 
-def _top_indices(values: Tensor, k: int, impl: str) -> Tensor:
+def _run_top(values: Tensor, k: int, impl: str) -> Tensor:
     if impl != "cpu":
         return reference.top_indices(values, k)
     indices = torch.empty(values.shape[0], k, dtype=torch.int32)
@@ -162,18 +158,18 @@ def _top_indices(values: Tensor, k: int, impl: str) -> Tensor:
     return indices
 
 
-register(
+_dots = register(
     "paged_dot(Tensor query, Tensor key, Tensor begin, int end, float scale, str impl) -> Tensor",
-    _paged_dot,
+    _run_dots,
     _empty_scores,
 )
-register(
+_votes = register(
     "soft_votes(Tensor scores, str impl) -> Tensor",
-    _soft_votes,
+    _run_votes,
     lambda scores, impl: scores.new_empty(scores.shape[0], scores.shape[2]),
 )
-register(
+_top = register(
     "top_indices(Tensor values, int k, str impl) -> Tensor",
-    _top_indices,
+    _run_top,
     lambda values, k, impl: values.new_empty(values.shape[0], k, dtype=torch.int32),
 )

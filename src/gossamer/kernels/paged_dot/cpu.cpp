@@ -26,9 +26,14 @@ void run(const PagedDotArgs &p) {
             fill(out + h * p.k_len, from, begin, NEG_INF);
             fill(out + h * p.k_len, end, to, NEG_INF);
         }
-        for (int64_t j = begin; j < end; ++j) {
-            prefetch_row(key + min64(j + PREFETCH, p.k_len - 1) * p.key.token, p.dim);
-            dot_rows(query, heads, p.dim, key + j * p.key.token, out + j, p.k_len);
+        for (int64_t j = begin; j < end; j += W) {
+            const T *keys[W];
+            for (int k = 0; k < W; ++k) {
+                const int64_t at = min64(j + k, end - 1);
+                keys[k] = key + at * p.key.token;
+                prefetch_row(key + min64(at + PREFETCH, p.k_len - 1) * p.key.token, p.dim);
+            }
+            dot_keys(query, heads, p.dim, keys, min64(W, end - j), out + j, p.k_len);
         }
     }
 }

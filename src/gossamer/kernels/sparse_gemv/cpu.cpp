@@ -146,7 +146,7 @@ GOSSAMER_INLINE void for_vectors(int64_t vectors, const Row &row) {
 }
 
 template <class T, class Index>
-static void multiply_rows(const SparseGemvArgs &a, const float *x, int64_t stride, int64_t first,
+static void multiply_rows(const GemvArgs &a, const float *x, int64_t stride, int64_t first,
                           int64_t last) {
     const T *values = static_cast<const T *>(a.values);
     const Index *columns = static_cast<const Index *>(a.columns);
@@ -171,7 +171,7 @@ static void multiply_rows(const SparseGemvArgs &a, const float *x, int64_t strid
 }
 
 template <class T>
-static void expand_rows(const SparseGemvArgs &a, const float *x, int64_t stride, int64_t first,
+static void expand_rows(const GemvArgs &a, const float *x, int64_t stride, int64_t first,
                         int64_t last, T *tail) {
     const int64_t words = ceil_div(a.depth, 64), end = a.offsets[a.rows];
     for (int64_t r = first; r < last; ++r) {
@@ -189,7 +189,7 @@ static void expand_rows(const SparseGemvArgs &a, const float *x, int64_t stride,
 
 // The vectors as a way wants them; returns the stride of a vector, or of a column (spread).
 template <class T>
-static int64_t arrange(const SparseGemvArgs &a, float *x) {
+static int64_t arrange(const GemvArgs &a, float *x) {
     if (a.way == GemvWay::spread) {
         const int64_t side = a.vectors <= W ? W : 2 * W;  // vectors side by side
         for (int64_t v = 0; v < round_up(a.vectors, side); ++v)
@@ -214,7 +214,7 @@ static int64_t arrange(const SparseGemvArgs &a, float *x) {
 }
 
 template <class T>
-static void run(const SparseGemvArgs &a) {
+static void run(const GemvArgs &a) {
     const int64_t room = round_up(a.vectors, 2 * W) * (a.depth + 64);
     Scratch shared(sizeof(float) * static_cast<size_t>(a.way == GemvWay::gather ? 1 : room));
     float *arranged = shared.take<float>(0);
@@ -244,7 +244,7 @@ static void run(const SparseGemvArgs &a) {
 
 }  // namespace
 
-void sparse_gemv(const SparseGemvArgs &a) {
+void sparse_gemv(const GemvArgs &a) {
     a.dtype == Dtype::float32 ? run<float>(a) : run<uint16_t>(a);
 }
 

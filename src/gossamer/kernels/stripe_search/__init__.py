@@ -78,7 +78,7 @@ def stripe_search(
                 f"expected {name} to be int64 {[batch, groups]}, got {bound.dtype} "
                 f"{list(bound.shape)}"
             )
-    offsets, indices = torch.ops.gossamer.stripe_search(
+    offsets, indices = _stripe_search(
         pooled,
         unit_stride(key),
         threshold,
@@ -139,7 +139,7 @@ def _fake(
     return begin.new_empty(rows + 1), begin.new_empty(found, dtype=torch.int32)
 
 
-register(
+_stripe_search = register(
     "stripe_search(Tensor pooled, Tensor key, Tensor threshold, int step, Tensor begin, "
     "Tensor end, int list_heads, str impl) -> (Tensor, Tensor)",
     _run,

@@ -120,7 +120,7 @@ def tree_search(
     dim = query.shape[3]
     if channels is not None and not 1 <= channels <= dim:
         raise ValueError(f"expected channels in 1..{dim}, got {channels}")
-    indices, scored = torch.ops.gossamer.tree_search(
+    indices, scored = _tree_search(
         unit_stride(query),
         unit_stride(key),
         key.shape[1] if shared_by_group else query.shape[1],
@@ -215,7 +215,7 @@ def _run(
     return indices, scored
 
 
-register(
+_tree_search = register(
     "tree_search(Tensor query, Tensor key, int heads, int nodes, int block_q, int block_k, "
     "int window, int sink, int query_stride, int representative, int channels, int seed, "
     "Tensor? key_start, str impl) -> (Tensor, Tensor)",

@@ -1,4 +1,4 @@
-"""Llama models with packed layers: native decoding, and when the modules must be called."""
+"""Llama models that decode natively, packed and attached, and when modules must be called."""
 
 import copy
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ import torch
 from transformers import DynamicCache
 
 from gossamer import attention
-from gossamer.adapters.transformers.packed_llama import PackedLlamaLayer, quicken
+from gossamer.adapters.transformers.native_llama import NativeLlamaLayer, quicken
 from gossamer.compression import load, pack_linears, save
 from gossamer.kernels.backend import instruction_sets
 from gossamer.kernels.decoder_block import DecoderBlock
-from gossamer.layers import PackedLinear
+from gossamer.layers import LosslessLinear, PackedLinear
 from gossamer.testing.attention import tiny_gemma3, tiny_llama
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="native kernels are not built")
@@ -170,7 +170,7 @@ def test_a_saved_model_decodes_natively_too(tmp_path, native_calls):
     packed = pack_linears(tiny_llama())
     save(packed, tmp_path / "model")
     loaded = load(tmp_path / "model")
-    assert type(loaded.model.layers[0]) is PackedLlamaLayer
+    assert type(loaded.model.layers[0]) is NativeLlamaLayer
     assert torch.equal(loaded(ids(1, 1)).logits, packed(ids(1, 1)).logits)
     assert len(native_calls) == 4
 
@@ -178,4 +178,86 @@ def test_a_saved_model_decodes_natively_too(tmp_path, native_calls):
 def test_other_models_stay_as_they_are():
     model = tiny_gemma3()
     kinds = [type(module) for module in model.modules()]
-    assert [type(module) for module in quicken(model).modules()] == kinds
+    assert quicken(model) == []
+    assert [type(module) for module in model.modules()] == kinds
+
+
+METHODS = [
+    attention.DenseAttention(),
+    attention.StreamingAttention(sink=2, local=6),
+    attention.TokenSelect(n_init=2, n_local=8, top_k=4, chunk=4),  # keeps raw keys
+]
+
+
+def trainable(*, seed: int = 0):
+    """A model whose weights tell when they change, as those made for inference do not."""
+    with torch.inference_mode(mode=False):
+        return tiny_llama(seed=seed)
+
+
+def attached_logits(model, method, *, lossless: bool) -> torch.Tensor:
+    with attention.use(model, method, lossless=lossless) as attached:
+        cache = attached.new_cache()
+        model(ids(1, 30), past_key_values=cache)
+        steps = [model(token, past_key_values=cache).logits for token in ids(1, 6).split(1, 1)]
+    return torch.cat(steps, 1)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_an_attached_dense_model_decodes_natively(method, native_calls):
+    model = trainable()
+    expected = attached_logits(model, method, lossless=False)
+    assert not native_calls
+    found = attached_logits(model, method, lossless=True)
+    assert native_calls == [1] * 6 * 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_given_back_as_it_was(native_calls):
+    model = trainable()
+    kinds = [type(module) for module in model.modules()]
+    names = list(model.state_dict())
+    with attention.use(model, METHODS[0]):
+        assert type(model.lm_head) is LosslessLinear
+        assert type(model.model.layers[0]) is NativeLlamaLayer
+        with attention.use(model, METHODS[1]):
+            model(ids(1, 1))
+        model(ids(1, 1))
+        assert list(model.state_dict()) == names
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any("_taken" in module.__dict__ for module in model.modules())
+    assert len(native_calls) == 4
+
+
+def test_a_packed_model_stays_packed_when_a_method_leaves(native_calls):
+    packed = pack_linears(tiny_llama())
+    with attention.use(packed, METHODS[0]):
+        packed(ids(1, 1))
+    assert type(packed.model.layers[0]) is NativeLlamaLayer
+    packed(ids(1, 1))
+    assert len(native_calls) == 4
+
+
+def test_weights_that_train_while_a_method_is_attached_are_read_anew(native_calls):
+    model, other = trainable(), trainable(seed=1)
+    with attention.use(model, METHODS[0]):
+        model(ids(1, 1))
+        model.load_state_dict(other.state_dict())
+        found = model(ids(1, 1)).logits
+    torch.testing.assert_close(found, other(ids(1, 1)).logits, rtol=1e-4, atol=1e-4)
+    assert len(native_calls) == 4
+
+
+def test_gradients_are_never_lost_to_a_native_block(native_calls):
+    model = trainable()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        with attention.use(model, METHODS[0]):
+            assert model(ids(1, 1).clone(), use_cache=False).logits.requires_grad
+    assert not native_calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_left_alone(dtype):
+    model = tiny_llama().to(dtype)
+    with attention.use(model, METHODS[0]):
+        assert type(model.lm_head) is torch.nn.Linear

@@ -1,0 +1,240 @@
+"""Llama blocks whose linear layers decode in two native calls, attention between them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    eager_attention_forward,
+)
+
+from gossamer.kernels import backend
+from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
+from gossamer.kernels.library import dispatched
+from gossamer.kernels.lossless_gemv import LosslessWeight
+from gossamer.kernels.packed import PackedWeight
+from gossamer.kernels.sparse_gemv import MAX_VECTORS
+from gossamer.layers import LosslessLinear, PackedLinear
+from gossamer.layers.packed_storage import UNCLAMPED
+
+
+class NativeLlamaLayer(LlamaDecoderLayer):
+    """A Llama block that decodes natively wherever that gives what its modules would.
+
+    That is for up to 16 sequences of one new token, in float32 on CPU, with packed or lossless
+    layers without bias. Else, or when a module that would be passed over is watched, the block
+    runs as it did. Made by `quicken`: the same module of another class, so that names, states and
+    files stay.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        block = self._block() if self._decodes(hidden_states, position_embeddings) else None
+        if block is None or position_embeddings is None:
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                use_cache,
+                position_embeddings,
+                **kwargs,
+            )
+        attention: Any = self.self_attn
+        first, second = self.input_layernorm, self.post_attention_layernorm
+        tokens = hidden_states.select(1, 0)
+        cos, sin = (part.select(1, 0) for part in position_embeddings)
+        query, key, value = block.before(
+            tokens, first.weight.detach(), first.variance_epsilon, cos, sin
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, attention.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            attention.config._attn_implementation, eager_attention_forward
+        )
+        attended, _ = attend(
+            attention,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=0.0,
+            scaling=attention.scaling,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        attended = attended.reshape(len(tokens), -1).contiguous()
+        out = block.after(attended, tokens, second.weight.detach(), second.variance_epsilon)
+        return out.unsqueeze(1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without what was taken over."""
+        return {name: value for name, value in self.__dict__.items() if name != "_taken"}
+
+    def _decodes(self, hidden_states: Tensor, angles: tuple[Tensor, Tensor] | None) -> bool:
+        """Whether these tokens can go through a native block."""
+        return (
+            angles is not None
+            and hidden_states.shape[1] == 1
+            and 1 <= len(hidden_states) <= MAX_VECTORS
+            and hidden_states.dtype is torch.float32
+            and angles[0].dtype is torch.float32
+            and hidden_states.is_cpu
+            and not (torch.is_grad_enabled() and self._needs_gradients(hidden_states))
+            and not torch.is_autocast_enabled("cpu")
+            and not self.training
+            and not dispatched()
+        )
+
+    def _needs_gradients(self, hidden_states: Tensor) -> bool:
+        return any(tensor.requires_grad for tensor in (hidden_states, *self.parameters()))
+
+    def _block(self) -> DecoderBlock | None:
+        """The native block for the modules as they are now; None where a module must be called."""
+        parts: dict[str, Any] = self._modules  # whose attributes cost a lookup each
+        attention, mlp = parts["self_attn"], parts["mlp"]
+        inner = [*attention._modules.values(), *mlp._modules.values()]
+        taken = self.__dict__.get("_taken")
+        if taken is None or taken.inner != inner or not taken.current():
+            taken = self.__dict__["_taken"] = _Taken(self, inner)
+        return None if any(map(_watched, (*parts.values(), *inner))) else taken.block
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether someone wants this module called: by a hook, or with a forward of its own."""
+    watchers = module._forward_hooks or module._forward_pre_hooks
+    return bool(watchers) or "forward" in module.__dict__
+
+
+class _Taken:
+    """A block's native twin, and the modules and weights that it was taken from."""
+
+    def __init__(self, layer: NativeLlamaLayer, inner: list[nn.Module]) -> None:
+        self.inner = inner
+        self.linears = [part for part in inner if isinstance(part, Linear)]
+        self.marks = [*map(_mark, self.linears)]
+        self.weights = [part.weight for part in self.linears]  # none else may get their ids
+        self.block = _decoder_block(layer)
+
+    def current(self) -> bool:
+        """Whether the layers still hold the same weights."""
+        return [*map(_mark, self.linears)] == self.marks
+
+
+Linear = PackedLinear | LosslessLinear
+
+
+def _mark(linear: Linear) -> tuple:
+    """Return what changes whenever a layer's product does."""
+    if isinstance(linear, LosslessLinear):
+        return linear.mark()
+    return id(linear.weight), linear.bias is None, linear.clamp
+
+
+def _weight(linear: Linear) -> PackedWeight | LosslessWeight | None:
+    """Return a weight that native kernels read; None where the layer does more than multiply."""
+    if linear.bias is not None:
+        return None
+    if isinstance(linear, LosslessLinear):
+        return linear.lossless_weight()
+    return linear.weight if linear.clamp == UNCLAMPED else None
+
+
+def _decoder_block(layer: NativeLlamaLayer) -> DecoderBlock | None:
+    """Take over the weights of a block, if it has nothing but what `DecoderBlock` computes."""
+    attention: Any = layer.self_attn
+    mlp: Any = layer.mlp
+    projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    linears = *projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    weights = [_weight(linear) for linear in linears if isinstance(linear, Linear)]
+    held = {
+        name: weight for name, weight in zip(LINEARS, weights, strict=False) if weight is not None
+    }
+    plain = (
+        backend.native() is not None
+        and len(held) == len(LINEARS)
+        and (type(attention), type(mlp)) == (LlamaAttention, LlamaMLP)
+        and type(layer.input_layernorm) is type(layer.post_attention_layernorm) is LlamaRMSNorm
+        and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+    )
+    return DecoderBlock(held, attention.head_dim) if plain else None
+
+
+def quicken(model: Any) -> list[nn.Module]:
+    """Let the Llama blocks of a model decode natively, where their linear layers can.
+
+    Other blocks, and blocks of other models, stay as they are.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Changed in place: its blocks change class.
+
+    Returns
+    -------
+    list of torch.nn.Module
+        What has changed, for `restore`.
+    """
+    return _changed(model.modules(), LlamaDecoderLayer, NativeLlamaLayer)
+
+
+def quicken_dense(model: Any) -> list[nn.Module]:
+    """Let the dense float32 layers of a model on the CPU decode from a lossless form, too.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Changed in place: linear layers of its decoder and head, and Llama blocks, change class.
+
+    Returns
+    -------
+    list of torch.nn.Module
+        What has changed, for `restore`.
+    """
+    if backend.native() is None:
+        return []
+    modules = [*model.get_decoder().modules(), model.get_output_embeddings()]
+    linears = [
+        module
+        for module in modules
+        if type(module) is nn.Linear
+        and module.weight.is_cpu
+        and module.weight.dtype is torch.float32
+    ]
+    return _changed(linears, nn.Linear, LosslessLinear) + quicken(model)
+
+
+def attention_callers(model: Any) -> dict[nn.Module, nn.Module]:
+    """Return, by attention module, the block that may go round it but is told what it is told."""
+    blocks = (part for part in model.modules() if isinstance(part, NativeLlamaLayer))
+    return {block.self_attn: block for block in blocks}
+
+
+def restore(modules: list[nn.Module]) -> None:
+    """Give modules back the class that they had."""
+    for module in modules:
+        module.__dict__.pop("_taken", None)
+        (module.__class__,) = type(module).__bases__
+
+
+def _changed(modules: Iterable[nn.Module], old: type, new: type) -> list[nn.Module]:
+    found = [module for module in modules if type(module) is old]
+    for module in found:
+        module.__class__ = new
+    return found
