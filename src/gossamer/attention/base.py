@@ -77,7 +77,9 @@ class Meter:
     def add(self, selection: Selection, query: Tensor, key: Tensor) -> None:
         """Note one call of [B, H, q_len, D] query against [B, H_kv, k_len, D] key."""
         batch, heads, q_len, dim = query.shape
-        light = replace(selection, resumed=None, query=None, rotary=None)
+        light = selection
+        if any(part is not None for part in (light.resumed, light.query, light.rotary)):
+            light = replace(selection, resumed=None, query=None, rotary=None)
         if isinstance(light.pattern, TokenPattern) and q_len == 1:  # a list that will be reused
             reused = light.pattern
             copied = TokenPattern(reused.indices.clone(), group=reused.group, k_len=reused.k_len)

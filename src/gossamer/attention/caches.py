@@ -136,8 +136,10 @@ class KeyValueStore:
                     f"{list(new.shape)} {new.dtype}"
                 )
         capacity = buffer.key.shape[2]
-        others = [user for user in buffer.users if user is not self]
-        if end <= capacity and all(user.length <= self.length for user in others):
+        free = end <= capacity
+        if len(buffer.users) > 1:  # besides this store
+            free &= all(user.length <= self.length for user in buffer.users if user is not self)
+        if free:
             return buffer
         self.copies += 1
         return self._move(*self.view(), capacity if end <= capacity else max(2 * capacity, end))

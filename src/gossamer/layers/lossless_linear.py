@@ -54,10 +54,10 @@ class LosslessLinear(nn.Linear):
 
     def mark(self) -> tuple[int, int, int, bool]:
         """Return what changes whenever the layer's product does."""
-        weight = self._parameters["weight"]
-        assert weight is not None
+        parameters: dict[str, Any] = self._parameters  # whose attributes cost a lookup each
+        weight = parameters["weight"]
         version = 0 if weight.is_inference() else weight._version
-        return id(weight), weight.data_ptr(), version, self._parameters["bias"] is None
+        return id(weight), weight.data_ptr(), version, parameters["bias"] is None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the lossless form."""

@@ -55,13 +55,12 @@ class NativeLlamaLayer(LlamaDecoderLayer):
                 position_embeddings,
                 **kwargs,
             )
-        attention: Any = self.self_attn
-        first, second = self.input_layernorm, self.post_attention_layernorm
+        parts: dict[str, Any] = self._modules  # whose attributes cost a lookup each
+        attention = parts["self_attn"]
+        first, second = parts["input_layernorm"], parts["post_attention_layernorm"]
         tokens = hidden_states.select(1, 0)
         cos, sin = (part.select(1, 0) for part in position_embeddings)
-        query, key, value = block.before(
-            tokens, first.weight.detach(), first.variance_epsilon, cos, sin
-        )
+        query, key, value = block.before(tokens, first.weight, first.variance_epsilon, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -80,7 +79,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             **kwargs,
         )
         attended = attended.reshape(len(tokens), -1).contiguous()
-        out = block.after(attended, tokens, second.weight.detach(), second.variance_epsilon)
+        out = block.after(attended, tokens, second.weight, second.variance_epsilon)
         return out.unsqueeze(1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,19 +106,15 @@ class NativeLlamaLayer(LlamaDecoderLayer):
 
     def _block(self) -> DecoderBlock | None:
         """The native block for the modules as they are now; None where a module must be called."""
-        parts: dict[str, Any] = self._modules  # whose attributes cost a lookup each
-        attention, mlp = parts["self_attn"], parts["mlp"]
-        inner = [*attention._modules.values(), *mlp._modules.values()]
+        parts: dict[str, Any] = self._modules
+        inner = [*parts["self_attn"]._modules.values(), *parts["mlp"]._modules.values()]
         taken = self.__dict__.get("_taken")
         if taken is None or taken.inner != inner or not taken.current():
             taken = self.__dict__["_taken"] = _Taken(self, inner)
-        return None if any(map(_watched, (*parts.values(), *inner))) else taken.block
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether someone wants this module called: by a hook, or with a forward of its own."""
-    watchers = module._forward_hooks or module._forward_pre_hooks
-    return bool(watchers) or "forward" in module.__dict__
+        for module in (*parts.values(), *inner):  # that someone may want called
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+                return None
+        return taken.block
 
 
 class _Taken:
@@ -127,24 +122,23 @@ class _Taken:
 
     def __init__(self, layer: NativeLlamaLayer, inner: list[nn.Module]) -> None:
         self.inner = inner
-        self.linears = [part for part in inner if isinstance(part, Linear)]
-        self.marks = [*map(_mark, self.linears)]
-        self.weights = [part.weight for part in self.linears]  # none else may get their ids
+        self.packed = [part for part in inner if isinstance(part, PackedLinear)]
+        self.dense = [part for part in inner if isinstance(part, LosslessLinear)]
+        self.marks = self._marks()
+        self.weights = [part.weight for part in (*self.packed, *self.dense)]  # keep their ids
         self.block = _decoder_block(layer)
 
     def current(self) -> bool:
         """Whether the layers still hold the same weights."""
-        return [*map(_mark, self.linears)] == self.marks
+        return self._marks() == self.marks
+
+    def _marks(self) -> list[tuple]:
+        """Return what changes whenever a layer's product does."""
+        packed = [(id(part.weight), part.bias is None, part.clamp) for part in self.packed]
+        return packed + [part.mark() for part in self.dense]
 
 
 Linear = PackedLinear | LosslessLinear
-
-
-def _mark(linear: Linear) -> tuple:
-    """Return what changes whenever a layer's product does."""
-    if isinstance(linear, LosslessLinear):
-        return linear.mark()
-    return id(linear.weight), linear.bias is None, linear.clamp
 
 
 def _weight(linear: Linear) -> PackedWeight | LosslessWeight | None:

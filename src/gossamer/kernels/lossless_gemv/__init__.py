@@ -107,7 +107,7 @@ def pack_lossless(weight: Tensor) -> LosslessWeight:
         )
     if weight.dtype is not torch.float32:
         raise TypeError(f"expected float32 weights, got {weight.dtype}")
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     blocks = _blocks(weight.detach(), "replicate")  # what is on a grid stays on it
     for form, encode in _ENCODERS.items():
         parts = _encoded(blocks, encode)
