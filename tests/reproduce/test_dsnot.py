@@ -13,7 +13,7 @@ from gossamer.reproduce import dsnot, run
 from gossamer.testing.attention import prompt, tiny_llama
 
 
-def test_quick_scale_yields_three_claims(monkeypatch):
+def test_quick_scale_compares_errors_and_no_times(monkeypatch):
     model = tiny_llama(layers=7)
     asked = []
     monkeypatch.setattr(
@@ -23,7 +23,7 @@ def test_quick_scale_yields_three_claims(monkeypatch):
         dsnot, "token_windows", lambda *_, count, **options: asked.append(count) or prompt(count)
     )
     evidence = run("dsnot", scale="quick")
-    assert evidence.error is None and len(evidence.claims) == 3 and asked == [4]
+    assert evidence.error is None and len(evidence.claims) == 2 and asked == [4]
     assert float(evidence.claims[0].ours) > 1.5  # four swaps of 64 weights
     assert "6 blocks" in evidence.claims[0].setting
     assert model.config.num_hidden_layers == 7 and len(model.model.layers) == 7
@@ -35,9 +35,23 @@ def test_swaps_that_do_nothing_would_be_noticed(monkeypatch):
         return Refinement(before.mask, error.long() * 0, error, error)
 
     monkeypatch.setattr(DSnoT, "refine", idle)
-    wanda, magnitude, _ = dsnot.layer_claims(tiny_llama(), prompt(2), None)
+    wanda, magnitude = dsnot.layer_claims(tiny_llama(), prompt(2), None)
     assert (wanda.ours, wanda.holds, magnitude.holds) == (1.0, False, False)
     assert "0% of rows" in wanda.setting
+
+
+@pytest.mark.parametrize(("swaps", "holds"), [(1.0, True), (3.0, False)])
+def test_swaps_must_take_a_fraction_of_the_time(monkeypatch, swaps, holds):
+    taken = {"refine": swaps, "decide": 10.0}
+    monkeypatch.setattr(dsnot, "_timed", lambda function, *_: taken[function.__name__])
+    claim = dsnot.swap_time_claim(tiny_llama(layers=1), prompt(2))
+    assert claim.holds is holds and claim.ours == pytest.approx(swaps / 10 * claim.baseline)
+    assert "all blocks" in claim.setting
+
+
+@pytest.mark.slow
+def test_quick_claims_hold():
+    assert run("dsnot", scale="quick", seed=0).holds
 
 
 @pytest.mark.parametrize(("found", "holds"), [((100.0, 80.0), True), ((100.0, 120.0), False)])

@@ -57,7 +57,8 @@ def test_gains_are_timed_for_every_kernel_and_checked(monkeypatch):
 )
 def test_what_rearrangement_keeps_is_compared(l1, swap, holds):
     kept = {"unstructured": 0.8, "identity": 0.6, "l1": l1, "swap": swap}
-    assert [claim.holds for claim in module._kept(kept)] == holds
+    claims = module._more_kept(kept), module._gap_closed(kept, "")
+    assert [claim.holds for claim in claims] == holds
 
 
 def test_crops_are_of_all_photographs_and_fresh_for_each_seed():
@@ -69,7 +70,8 @@ def test_crops_are_of_all_photographs_and_fresh_for_each_seed():
 
 
 def test_invariance_and_divergence_watch_their_figures():
-    assert module._invariance(1e-6, 1.0).holds and not module._invariance(2e-5, 1.0).holds
+    for moved, holds in ((1e-6, True), (2e-5, False)):
+        assert module._invariance(moved, 1.0, "").holds is holds
     for swap, holds in ((0.1, True), (0.3, False)):
         row = {"identity": 0.2, "swap": swap}
         names = dict.fromkeys(row, "0.90")
@@ -120,8 +122,26 @@ def test_training_learns_and_holds_its_masks():
     assert _pruned_digits._right(model, images[640:], labels[640:]) > 0.5
 
 
-def test_quick_claims_measure():
-    claims = run("sparse-bytenn", scale="quick", seed=0).claims
-    assert len(claims) == 6
-    assert claims[4].holds  # identity < L1 < swaps
-    assert all(isinstance(claim.ours, float) and claim.ours > 0 for claim in claims)
+def test_products_of_zeros_and_wrong_ones_are_noticed(monkeypatch):
+    monkeypatch.setattr(module, "SHAPES", ((16, 32, 40),))
+    assert module._products(0).holds
+    product = module.spmm
+    monkeypatch.setattr(module, "spmm", lambda weight, dense: 1.001 * product(weight, dense))
+    assert not module._products(0).holds
+    monkeypatch.setattr(module, "spmm", lambda weight, dense: weight.to_dense() @ dense)
+    claim = module._products(0)
+    assert not claim.holds and claim.ours > claim.baseline
+
+
+def test_a_sum_that_is_off_by_one_is_noticed(monkeypatch):
+    monkeypatch.setattr(module, "SHAPES", ((16, 32, 40),))
+    assert module._integers(0).holds
+    right = module.int8_spmm
+    monkeypatch.setattr(module, "int8_spmm", lambda weight, codes: right(weight, codes) + 1)
+    assert not module._integers(0).holds
+
+
+@pytest.mark.slow
+def test_quick_claims_hold():
+    evidence = run("sparse-bytenn", scale="quick", seed=0)
+    assert evidence.holds and len(evidence.claims) == 4

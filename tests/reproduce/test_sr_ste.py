@@ -1,6 +1,7 @@
 """The evidence on SR-STE: its claims notice masks that do not settle and accuracy that is lost."""
 
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 from gossamer.data.digits import digits
@@ -94,7 +95,31 @@ def test_speed_compares_layers_that_are_equal():
     assert "with 64 rows" in claim.setting
 
 
-@pytest.mark.slow
-def test_quick_claims_but_speed_hold():
-    *claims, _ = run("sr-ste", scale="quick", seed=0).claims
-    assert len(claims) == 5 and all(claim.holds for claim in claims)
+def test_masks_that_stay_are_noticed(monkeypatch):
+    assert module._kept(digits(), 0).holds
+    first: dict[tuple[int, int, int, int], torch.Tensor] = {}
+
+    def kept(self, weight):
+        return first.setdefault((self.n, self.m, *weight.shape), module.nm_mask(weight, 2, 4))
+
+    monkeypatch.setattr(SRSTE, "mask", kept)
+    claim = module._kept(digits(), 0)
+    assert not claim.holds and claim.ours > 0
+
+
+def test_a_step_without_the_pull_is_noticed(monkeypatch):
+    assert module._gradient(digits(), 0).holds
+    monkeypatch.setattr(SRSTE, "regularize", lambda self, weight, mask, lr: None)
+    assert not module._gradient(digits(), 0).holds
+
+
+def test_a_masked_layer_in_place_of_a_packed_one_is_noticed(monkeypatch):
+    assert module._packed(0, 64).holds
+    monkeypatch.setattr(module.PackedLinear, "from_dense", lambda layer, pattern: layer)
+    claim = module._packed(0, 64)
+    assert not claim.holds and claim.ours == 1.0
+
+
+def test_quick_claims_hold():
+    evidence = run("sr-ste", scale="quick", seed=0)
+    assert evidence.holds and len(evidence.claims) == 3

@@ -19,7 +19,11 @@ INTERRUPTED = "interrupted"
 def reproduce(
     slug: Annotated[str, typer.Argument(help="A paper's slug, or 'all'.")],
     scale: Annotated[
-        str, typer.Option(help="quick (30 s), full (5 min on two cores) or gpu.")
+        str,
+        typer.Option(
+            help="quick (30 s; exactness and counts), full (5 min on two cores; times and "
+            "trained quality, too) or gpu."
+        ),
     ] = "quick",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

@@ -217,7 +217,9 @@ def run(slug: str, *, scale: str = "quick", seed: int = 0) -> Evidence:
     slug : str
         The paper; one of `available`.
     scale : {"quick", "full", "gpu"}, default="quick"
-        At most 30 seconds, at most 5 minutes on two cores, or on a CUDA device.
+        At most 30 seconds, at most 5 minutes on two cores, or on a CUDA device. A scale yields only
+        the claims that it can decide: exactness, counts, invariants and gradients are decided at
+        any size; times, trained quality and statistics of large data are asked of "full" alone.
     seed : int, default=0
         Seed of everything random.
 

@@ -49,20 +49,38 @@ def pushing_data(pushes: Pushes) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(inputs).float(), torch.from_numpy(moved).float()
 
 
+def train_pair(size: Size, seed: int) -> Trained:
+    """Train the networks that plans are made with, and no others that would show their errors."""
+    sparse, dense = _sparse_and_dense(size, _pushes(size, seed), seed)
+    return Trained(sparse, dense, {})
+
+
 def train_networks(size: Size, seeds: range) -> list[Trained]:
     """Simulate the pushes once and train every network for each seed."""
-    data = pushing_data(quarter_turns(random_pushes(size.pushes, seed=seeds[0])))
+    data = _pushes(size, seeds[0])
     test = pushing_data(random_pushes(max(500, size.pushes // 4), seed=TEST_SEED + seeds[0]))
     return [_train_seed(size, data, test, seed) for seed in seeds]
+
+
+def _pushes(size: Size, seed: int) -> tuple[Tensor, Tensor]:
+    return pushing_data(quarter_turns(random_pushes(size.pushes, seed=seed)))
+
+
+def _sparse_and_dense(
+    size: Size, data: tuple[Tensor, Tensor], seed: int
+) -> tuple[dict[int, Sparsified], nn.Module]:
+    """Sparsify a network, and train another one for as many epochs."""
+    wide = (size.width, size.width)
+    model = _mlp(wide, seed)
+    found = sparsify_activations(model, data, size.budgets, training=size.training, seed=seed)
+    dense = _trained(_mlp(wide, seed), data, size, found[-1].epochs, seed)
+    return {each.budget: each for each in found}, dense
 
 
 def _train_seed(
     size: Size, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int
 ) -> Trained:
-    wide = (size.width, size.width)
-    model = _mlp(wide, seed)
-    found = sparsify_activations(model, data, size.budgets, training=size.training, seed=seed)
-    sparse = {each.budget: each for each in found}
+    sparse, dense = _sparse_and_dense(size, data, seed)
     errors = {f"sparse {budget}": rmse(each.model, test) for budget, each in sparse.items()}
     errors["copy"] = float(test[1].square().mean().sqrt())
     for budget in [b for b in size.budgets if b < size.budgets[0]]:
@@ -70,11 +88,9 @@ def _train_seed(
         errors[f"scratch {budget}"] = rmse(
             _trained(small, data, size, sparse[budget].epochs, seed), test
         )
-    fewest = found[-1]
-    errors["dense"] = rmse(
-        dense := _trained(_mlp(wide, seed), data, size, fewest.epochs, seed), test
-    )
-    alike = _mlp(wide, seed + 1)  # the same ReLUs and identities, other weights
+    errors["dense"] = rmse(dense, test)
+    fewest = sparse[size.budgets[-1]]
+    alike = _mlp((size.width, size.width), seed + 1)  # the same ReLUs and identities, other weights
     for layer, types in zip(sparse_activations(alike), fewest.types.layers, strict=True):
         layer.types.copy_(types)
     errors["alike"] = rmse(_trained(alike, data, size, fewest.epochs, seed), test)

@@ -30,7 +30,13 @@ from gossamer.dynamics import (
     relu_milp,
 )
 from gossamer.reproduce import Claim
-from gossamer.reproduce._pushing_networks import Size, Trained, planted_error, train_networks
+from gossamer.reproduce._pushing_networks import (
+    Size,
+    Trained,
+    planted_error,
+    train_networks,
+    train_pair,
+)
 
 ABSTRACT = "abstract; no figure of the paper was at hand"
 OURS = "not in the paper"
@@ -89,12 +95,19 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     torch.set_num_threads(1)  # the networks are small, and the solver has one thread too
     try:
         yield _planted(60, seed)
+        if scale == "quick":
+            pair = train_pair(size, seed)
+            yield _pruning(pair, size)
+            yield from _plans(pair, _exact_plans(pair, FEW, size, seed), size, seed)
+            return
         trained = train_networks(size, range(seed, seed + size.seeds))
         yield from _prediction(trained, size)
-        yield _pruning(trained[0], size)
-        yield from _plans(trained[0], size, seed)
-        if size.episodes:
-            yield from _closed_loop(trained[0], size, seed)
+        first = trained[0]
+        yield _pruning(first, size)
+        exact = _exact_plans(first, FEW, size, seed)
+        yield from _plans(first, exact, size, seed)
+        yield _solve_times(exact, _exact_plans(first, MANY, size, seed), size)
+        yield from _closed_loop(first, size, seed)
     finally:
         torch.set_num_threads(threads)
 
@@ -199,27 +212,30 @@ def _controller(problem: ControlProblem, size: Size, seed: int) -> MixedIntegerC
     return MixedIntegerController(problem, time_limit=size.time_limit, gap=GAP, warm_start=start)
 
 
-def _plans(trained: Trained, size: Size, seed: int) -> Iterator[Claim]:
-    """Plan from the same states with both solvers, sampling, and more ReLUs."""
+def _planned(planner: Planner, size: Size, seed: int) -> list[Plan]:
+    """Plan from the same few states."""
     env = PlanarPushing()
     states = [env.reset(seed=seed + start)[0] for start in range(size.plans)]
+    return [planner.plan(state, env.goal) for state in states]
+
+
+def _exact_plans(trained: Trained, relus: int, size: Size, seed: int) -> list[Plan]:
+    problem = _problem(trained.sparse[relus].model, size)
+    return _planned(_controller(problem, size, seed), size, seed)
+
+
+def _plans(trained: Trained, exact: list[Plan], size: Size, seed: int) -> Iterator[Claim]:
+    """Compare plans with those of sampling, and with the solver's on looser bounds."""
     problem = _problem(trained.sparse[FEW].model, size)
-    controller = _controller(problem, size, seed)
-    exact = [controller.plan(state, env.goal) for state in states]
     samplers = {
         "MPPI": MPPI(problem, seed=seed),
         "CEM": CEM(problem, seed=seed),
         "gradient": GradientShooting(problem, seed=seed),
     }
-    sampled = {
-        name: [sampler.plan(state, env.goal) for state in states]
-        for name, sampler in samplers.items()
-    }
+    sampled = {name: _planned(sampler, size, seed) for name, sampler in samplers.items()}
     yield _optimality(exact, sampled, size)
-    loose = replace(controller, bounds="interval")
-    yield _tightening(exact, [loose.plan(state, env.goal) for state in states], size)
-    many = _controller(_problem(trained.sparse[MANY].model, size), size, seed)
-    yield _solve_times(exact, [many.plan(state, env.goal) for state in states], size)
+    loose = replace(_controller(problem, size, seed), bounds="interval")
+    yield _tightening(exact, _planned(loose, size, seed), size)
 
 
 def _optimality(exact: list[Plan], sampled: dict[str, list[Plan]], size: Size) -> Claim:

@@ -27,6 +27,7 @@ from gossamer.reproduce._sparseland_reports import (
     moving_report,
     pruned_report,
     simulated_report,
+    timed_report,
     train,
 )
 from gossamer.training import DenseTraining
@@ -60,7 +61,9 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
         few | {("note", "L10"), ("error", "L10"), ("error", "L2")},
         setting,
     )
-    yield _case("the same masks in a CSR kernel pass", pruned, few, setting)
+    if scale == "full":
+        timed = timed_report(pruned, data, dense)
+        yield _case("the same masks in a CSR kernel pass", timed, few, setting)
     yield _shuffling(pruned, setting)
     moving = moving_report(data, seeds, epochs)
     # Whether moving masks beat fixed ones is the run's to say; a tie is a warning.

@@ -26,7 +26,12 @@ from gossamer.bench.attention_capture import (
     mean_kept,
     row_mask,
 )
-from gossamer.bench.attention_trials import continued, layer_times, passkeys_found
+from gossamer.bench.attention_trials import (
+    continued,
+    error_under,
+    layer_times,
+    passkeys_found,
+)
 from gossamer.bench.selection_baselines import oracle_tokens, quest_tokens, voted_blocks
 from gossamer.data.documents import texts
 from gossamer.data.passkey import haystack
@@ -71,12 +76,17 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
     loaded = models.load("smollm2")
     text = texts(seed)[0].text
     layers = capture(loaded.model, first_tokens(loaded.tokenizer, text, size.tokens), size.layers)
-    yield from _quality(layers, size)
-    if scale == "full":
-        yield from _passkeys(loaded, seed)
-        middle = size.layers[len(size.layers) // 2]
-        step = layers[middle].with_raw_keys().upto(size.tokens - 1)
-        yield from _selection_cache(loaded, first_tokens(loaded.tokenizer, text, 4096), step)
+    middle = layers[size.layers[len(size.layers) // 2]]
+    recall, setting = _recalls(layers, size)
+    if scale == "quick":
+        yield from _exactness(middle.upto(size.tokens - 1), size.method)
+        yield from _granularity(recall, setting)
+        return
+    yield from _votes(recall, setting)
+    yield from _granularity(recall, setting)
+    yield from _passkeys(loaded, seed)
+    step = middle.with_raw_keys().upto(size.tokens - 1)
+    yield from _selection_cache(loaded, first_tokens(loaded.tokenizer, text, 4096), step)
 
 
 def _patterns(step: Captured, raw: Captured, size: _Size) -> dict[str, Pattern]:
@@ -106,8 +116,41 @@ def _patterns(step: Captured, raw: Captured, size: _Size) -> dict[str, Pattern]:
     return patterns
 
 
-def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
-    """Compare the mass that selections of one budget keep of the dense attention."""
+def _exactness(step: Captured, method: TokenSelect) -> Iterator[Claim]:
+    """Attend to what one decode step selects, then again with all other tokens spoiled."""
+    method, state = replace(method, reindex_positions=False), step.state()
+    selection = method.select(step.query, step.key, state)
+    pattern = selection.pattern
+    output = method.attend(step.query, step.key, step.value, selection, state)
+    claim = partial(
+        Claim,
+        paper="exact",
+        source=f"{PAPER}, method",
+        setting=f"{method}, one decode step of SmolLM2-135M over {step.key.shape[2]} tokens",
+    )
+    error = error_under(step, output, row_mask(step, pattern))
+    yield claim(
+        claim="attention over the selected tokens is exact, each of them counted once",
+        baseline="float64 attention under the mask of the selection",
+        ours=error,
+        criterion="largest error <= 1e-5 of the largest value",
+        holds=error <= 1e-5,
+    )
+    kept = row_mask(step, pattern)(0, 1).flatten(0, 2).any(0)
+    key, value = (part.masked_fill(~kept[:, None], torch.nan) for part in (step.key, step.value))
+    spoiled = method.attend(step.query, key, value, selection, state)
+    yield claim(
+        claim="all heads read the tokens of the budget, and no other token is read",
+        baseline=method.budget,
+        ours=int(kept.sum()),
+        criterion="ours = baseline tokens, and the same output, bit by bit, where all others "
+        "hold NaN",
+        holds=int(kept.sum()) == method.budget and torch.equal(spoiled, output),
+    )
+
+
+def _recalls(layers: dict[int, Captured], size: _Size) -> tuple[dict[str, float], str]:
+    """Measure the mass that selections of one budget keep of the dense attention."""
     positions = torch.linspace(size.tokens // 2, size.tokens - 1, STEPS).long().tolist()
 
     def kept(layer: Captured, raw: Captured, position: int) -> dict[str, Kept]:
@@ -118,15 +161,18 @@ def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
     pairs = [(layer, layer.with_raw_keys()) for layer in layers.values()]
     mean = mean_kept(kept(*pair, position) for pair in pairs for position in positions)
     recall = {name: each.recall for name, each in mean.items()}
-    claim = partial(
-        Claim,
-        setting=f"SmolLM2-135M, {STEPS} decode steps in {size.tokens} tokens, {len(layers)} "
-        f"layers, {size.method}, blocks of {size.block}, pages of {size.page}; recall: "
-        + ", ".join(f"{name} {value:.3f}" for name, value in recall.items()),
+    return recall, (
+        f"SmolLM2-135M, {STEPS} decode steps in {size.tokens} tokens, {len(layers)} layers, "
+        f"{size.method}, blocks of {size.block}, pages of {size.page}; recall: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in recall.items())
     )
+
+
+def _votes(recall: dict[str, float], setting: str) -> Iterator[Claim]:
+    """Compare three ways to count the heads' votes."""
     for suffix, label in (("", "true positions"), (" compact", "compacted positions")):
         others = max(recall["head" + suffix], recall["sum" + suffix])
-        yield claim(
+        yield Claim(
             claim=f"the soft vote keeps as much mass as head votes and raw sums, {label}",
             paper="86.6, head votes 22.4, raw sums 16.6 (retrieval score)",
             source=f"{PAPER}, ablation, R.KV with Qwen2-7B",
@@ -134,7 +180,12 @@ def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
             ours=recall["soft" + suffix],
             criterion="ours >= baseline - 0.002, the better of the two",
             holds=recall["soft" + suffix] >= others - 0.002,
+            setting=setting,
         )
+
+
+def _granularity(recall: dict[str, float], setting: str) -> Iterator[Claim]:
+    """Compare single tokens for all heads with blocks, and with each head's own tokens."""
     for name, label, criterion, least in (
         (
             "blocks",
@@ -149,7 +200,7 @@ def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
             0.9 * recall["oracle"],
         ),
     ):
-        yield claim(
+        yield Claim(
             claim=label,
             paper=None,
             source=f"{PAPER}, no attention mass reported",
@@ -157,6 +208,7 @@ def _quality(layers: dict[int, Captured], size: _Size) -> Iterator[Claim]:
             ours=recall["soft"],
             criterion=criterion,
             holds=recall["soft"] >= least,
+            setting=setting,
         )
 
 
