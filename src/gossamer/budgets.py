@@ -213,7 +213,7 @@ def _top(units: Tensor, k: int, dim: int | None) -> Tensor:
         return torch.zeros_like(units, dtype=torch.bool)
     if dim is None:
         return _top_of_all(units.flatten(), k).reshape(units.shape)
-    least = units.kthvalue(units.shape[dim] - k + 1, dim, keepdim=True).values
+    least = _least_kept(units, k, dim)
     above, tied = units > least, units == least
     room = k - above.sum(dim, keepdim=True)
     return above | (tied & (tied.cumsum(dim) <= room))
@@ -221,12 +221,17 @@ def _top(units: Tensor, k: int, dim: int | None) -> Tensor:
 
 def _top_of_all(units: Tensor, k: int) -> Tensor:
     """The same for one row, which is as long as a weight is large."""
-    place = len(units) - k
-    if units.device.type == "cpu" and units.dtype in (torch.float32, torch.float64):
-        # numpy's partition is vectorised, ten times as fast as kthvalue.
-        least = np.partition(units.detach().numpy(), place)[place].item()
-    else:
-        least = units.kthvalue(place + 1).values.item()
+    least = _least_kept(units, k, 0)
     above = units > least
     tied = (units == least).nonzero()[: k - int(above.count_nonzero()), 0]
     return above.index_fill_(0, tied, True)
+
+
+def _least_kept(units: Tensor, k: int, dim: int) -> Tensor:
+    """The k-th largest of every row, with `dim` kept."""
+    place = units.shape[dim] - k
+    if units.device.type == "cpu" and units.dtype in (torch.float32, torch.float64):
+        # numpy's partition is vectorised, up to ten times as fast as kthvalue.
+        parted = torch.as_tensor(np.partition(units.detach().numpy(), place, axis=dim))
+        return parted.narrow(dim, place, 1)
+    return units.kthvalue(place + 1, dim, keepdim=True).values

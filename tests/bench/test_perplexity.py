@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gossamer.bench import perplexity as module
 from gossamer.bench.perplexity import perplexity, token_windows
 from gossamer.testing.attention import prompt, tiny_llama
 
@@ -34,8 +35,17 @@ def test_bad_windows_are_refused(count, tokens, message):
         token_windows(Counted(), "word " * 103, count=count, tokens=tokens)
 
 
-def test_perplexity_is_that_of_the_models_own_loss():
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 64), (45, 7), (1024, 1)])
+def test_perplexity_is_that_of_the_models_own_loss(monkeypatch, tokens, rows):
+    monkeypatch.setattr(module, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(module, "ROWS", rows)
     model, windows = tiny_llama(), prompt(3, 20)
     with torch.no_grad():
         losses = [model(ids[None], labels=ids[None]).loss for ids in windows]
-    assert perplexity(model, windows) == pytest.approx(float(torch.stack(losses).mean().exp()))
+        expected = float(torch.stack(losses).mean().exp())
+    passes = []
+    model.register_forward_pre_hook(
+        lambda _, args, options: passes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    assert perplexity(model, windows) == pytest.approx(expected)
+    assert passes == {1: [1, 1, 1], 45: [2, 1], 1024: [3]}[tokens]

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from gossamer.compression import block_walker
 from gossamer.compression.block_walker import (
     block_linears,
     calibrated_blocks,
     calibration_sequences,
     decoder_blocks,
+    equal_batches,
 )
 from gossamer.layers import PackedLinear
 from gossamer.testing.attention import prompt, tiny_gemma3, tiny_llama
@@ -38,6 +40,78 @@ def test_statistics_are_those_of_the_whole_model(build, linear_inputs):
             inputs.variance, every.var(0, correction=0), atol=1e-5, rtol=1e-3
         )
         torch.testing.assert_close(inputs.gram.double(), every.mT @ every, atol=1e-2, rtol=1e-3)
+
+
+MIXED = [prompt(tokens=tokens, seed=seed) for seed, tokens in enumerate((40, 64, 40, 40, 64, 90))]
+
+
+def walked(model, monkeypatch, batch_tokens):
+    monkeypatch.setattr(block_walker, "BATCH_TOKENS", batch_tokens)
+    found = {}
+    for block in calibrated_blocks(model, MIXED, gram=True):
+        found |= block.inputs
+        with torch.no_grad():
+            for linear in block.linears.values():
+                linear.weight.mul_(0.9)
+    return found
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gemma3])
+@pytest.mark.parametrize("batch_tokens", [100, 2048])
+def test_statistics_do_not_depend_on_the_batches(build, batch_tokens, monkeypatch):
+    alone, batched = (walked(build(), monkeypatch, bound) for bound in (1, batch_tokens))
+    assert set(alone) == set(batched)
+    for name, one in alone.items():
+        many = batched[name]
+        assert (many.sequences, many.tokens) == (one.sequences, one.tokens) == (6, 338)
+        # A batch may add a layer's products in another order: some float32 roundings (6e-8) of
+        # an input's size a layer, and there are a dozen layers.
+        scale, bound = float(one.norm.square().mean() * 6 / 338) ** 0.5, 12 * 2**-22
+        torch.testing.assert_close(many.mean, one.mean, rtol=0, atol=bound * scale)
+        torch.testing.assert_close(many.variance, one.variance, rtol=0, atol=bound * scale**2)
+        size = float(one.gram.diagonal().max())
+        torch.testing.assert_close(many.gram, one.gram, rtol=0, atol=bound * size)
+
+
+@pytest.mark.parametrize(("bound", "largest"), [(1, 90), (80, 90), (128, 128), (2048, 128)])
+def test_no_pass_is_larger_than_the_bound_or_one_sequence(llama, monkeypatch, bound, largest):
+    monkeypatch.setattr(block_walker, "BATCH_TOKENS", bound)
+    shapes = []
+    for block in llama.model.layers:
+        block.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[:2]))
+    list(calibrated_blocks(llama, MIXED))
+    assert max(shape.numel() for shape in shapes) == largest
+
+
+def test_batches_keep_the_order_of_sequences_of_one_length(monkeypatch):
+    monkeypatch.setattr(block_walker, "BATCH_TOKENS", 80)
+    batches = equal_batches(MIXED)
+    assert [tuple(batch.shape) for batch in batches] == [
+        (2, 40),
+        (1, 40),
+        (1, 64),
+        (1, 64),
+        (1, 90),
+    ]
+    for place, rows in ((0, [MIXED[0], MIXED[2]]), (1, [MIXED[3]]), (2, [MIXED[1]])):
+        assert torch.equal(batches[place], torch.cat(rows))
+
+
+def test_collecting_runs_no_layer_whose_output_nothing_needs(llama):
+    calls = []
+    for index, block in enumerate(llama.model.layers):
+        block.mlp.down_proj.register_forward_hook(lambda *_, index=index: calls.append(index))
+    list(calibrated_blocks(llama, [prompt()]))
+    assert calls == [0]  # to reach the second block
+
+
+def test_a_replaced_forward_of_a_block_is_put_back(llama):
+    first, second = llama.model.layers
+    first.forward = own = first.forward
+    with pytest.raises(IndexError):
+        list(calibrated_blocks(llama, [torch.full((1, 4), 10**6)]))
+    next(calibrated_blocks(llama, [prompt()]))
+    assert first.forward is own and "forward" not in vars(second)
 
 
 def test_a_block_is_calibrated_behind_the_blocks_as_they_are_now(llama, linear_inputs):

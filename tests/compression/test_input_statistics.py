@@ -37,6 +37,31 @@ def test_bfloat16_inputs_are_summed_wide():
     assert float(inputs.sum) == 1000.0  # bfloat16 sums of ones stop at 256
 
 
+def test_bfloat16_moments_are_good_to_float32_around_a_large_mean():
+    rows = (300 + 3 * torch.randn(700, 5)).bfloat16()
+    rows[0] = 2000.0  # a first token may be far from the others
+    inputs = InputStatistics()
+    for part in rows.split(400):
+        inputs.update(part)
+    every = rows.double()
+    deviation = every.std(0, correction=0)
+    # Deviations and their squares are rounded to 24 bits, and added in a tree of few levels.
+    assert bool(((inputs.mean - every.mean(0)).abs() <= 2**-22 * deviation).all())
+    torch.testing.assert_close(inputs.variance, deviation.square(), rtol=2**-21, atol=0)
+
+
+def test_bfloat16_products_are_added_as_float32_and_the_setting_is_put_back():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    rows = torch.randn(700, 64).bfloat16()
+    inputs = InputStatistics(gram=True)
+    inputs.update(rows)
+    exact = rows.double().mT @ rows.double()
+    # 700 products are exact in float32; a result in bfloat16 would be wrong by 2e-3.
+    assert float((inputs.gram - exact).abs().max() / exact.abs().max()) < 700 * 2**-24
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_the_factor_is_that_of_the_damped_inverse_and_kept():
     inputs = InputStatistics(gram=True)
     inputs.update(torch.randn(50, 6) * torch.tensor([1, 2, 3, 0, 1, 1.0]))

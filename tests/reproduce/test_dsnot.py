@@ -54,15 +54,49 @@ def test_quick_claims_hold():
     assert run("dsnot", scale="quick", seed=0).holds
 
 
-@pytest.mark.parametrize(("found", "holds"), [((100.0, 80.0), True), ((100.0, 120.0), False)])
+@pytest.mark.parametrize(
+    ("found", "holds"),
+    [((100.0, 30.0), [True] * 3), ((100.0, 80.0), [True, True, False]), ((9.0, 12.0), [False] * 3)],
+)
 def test_perplexity_claims_follow_the_median_of_all_draws(monkeypatch, found, holds):
+    asked = []
+
+    def fake(model, methods, calibration, held_out):
+        asked.append((repr(methods[0]), len(methods), int(calibration[0, 0])))
+        odd = int(calibration[0, 0]) == 1  # one draw of three
+        return 1e6 if odd and len(methods) == 2 else found[len(methods) - 1]
+
     monkeypatch.setattr(dsnot, "perplexity", lambda model, windows: 10.0)
-    monkeypatch.setattr(
-        dsnot, "pruned_perplexity", lambda model, methods, *_: found[len(methods) - 1]
-    )
-    claims = list(dsnot.perplexity_claims(None, [prompt(4)] * 3, 2))
-    assert [claim.holds for claim in claims] == [holds, holds, False]
+    monkeypatch.setattr(dsnot, "pruned_perplexity", fake)
+    draws = [torch.full((2, 8), draw) for draw in range(3)]
+    claims = list(dsnot.perplexity_claims(None, draws, prompt(2)))
+    assert [claim.holds for claim in claims] == holds
     assert claims[0].paper and claims[1].paper is None
+    # 18 pairs' ends, two more draws of each end with a bar; magnitude alone needs no calibration
+    assert len(asked) == len(set(asked)) == 18 + 2 * (2 * 2 + 1)
+    for name in ("Magnitude", "Wanda", "SparseGPT"):
+        for density in (0.5, 0.4, 0.3):
+            row = f"{name} {density} {found[0]:.1f} -> {found[1]:.1f}"
+            assert row in claims[0].setting and row not in claims[1].setting
+
+
+def test_full_scale_holds_out_what_no_draw_calibrates_on(monkeypatch):
+    windows = torch.arange(64)[:, None]
+    parts = []
+    loaded = LoadedModel(tiny_llama(), None, "", "", "", None)
+    monkeypatch.setattr(dsnot.models, "load", lambda name, dtype: loaded)
+    monkeypatch.setattr(dsnot, "token_windows", lambda *_, count, **options: windows[:count])
+    monkeypatch.setattr(dsnot, "layer_claims", lambda *_: [])
+    monkeypatch.setattr(dsnot, "swap_time_claim", lambda *_: None)
+    monkeypatch.setattr(dsnot, "decode_claim", lambda *_: None)
+    monkeypatch.setattr(
+        dsnot,
+        "perplexity_claims",
+        lambda _, draws, held_out: parts.extend([*draws, held_out]) or [],
+    )
+    assert list(dsnot.reproduce("full", 0)) == [None, None]
+    assert [len(part) for part in parts] == [16] * 4
+    assert torch.equal(torch.cat(parts), windows)
 
 
 def test_pruned_perplexity_leaves_the_model_and_the_held_out_text_alone(monkeypatch):
@@ -72,7 +106,7 @@ def test_pruned_perplexity_leaves_the_model_and_the_held_out_text_alone(monkeypa
     monkeypatch.setattr(
         dsnot, "prune", lambda m, methods, c: seen.append(c) or prune(m, methods, c)
     )
-    value = dsnot.pruned_perplexity(model, [Wanda(0.5)], windows, 3)
+    value = dsnot.pruned_perplexity(model, [Wanda(0.5)], windows[:3], windows[3:])
     assert torch.equal(seen[0][0], windows[:3]) and value > 1
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 

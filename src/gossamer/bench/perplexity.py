@@ -8,6 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from gossamer import measure
 
+BATCH_TOKENS = 1024  # of a pass: the logits of more would take too much memory
+ROWS = 64  # of float32 logits, so that they stay in the caches
+
 
 def token_windows(tokenizer: Any, text: str, *, count: int, tokens: int, seed: int = 0) -> Tensor:
     """Draw windows of a text that do not overlap.
@@ -56,8 +59,9 @@ def perplexity(model: Any, windows: Tensor) -> float:
         A causal language model.
     windows : Tensor [count, tokens] int64
     """
-    losses = []
-    for ids in windows.to(model.device):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-        losses.append(cross_entropy(logits, ids[1:], reduction="none"))
+    losses: list[Tensor] = []
+    for ids in windows.to(model.device).split(max(1, BATCH_TOKENS // windows.shape[1])):
+        for logits, window in zip(model(input_ids=ids, use_cache=False).logits, ids, strict=True):
+            parts = zip(logits[:-1].split(ROWS), window[1:].split(ROWS), strict=True)
+            losses += [cross_entropy(part.float(), to, reduction="none") for part, to in parts]
     return measure.perplexity(torch.cat(losses))

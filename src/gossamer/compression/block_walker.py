@@ -2,11 +2,11 @@
 
 Every block is calibrated on what the blocks before it put out as they are now, so a caller that
 prunes each block as it comes calibrates the next one on the pruned model. Held at once are one
-block's activations of one sequence and the hidden states of all sequences.
+block's activations of one batch and the hidden states of all sequences.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from gossamer.compression.input_statistics import InputStatistics
 
 Batch = Tensor | Mapping[str, Tensor]
+Context = tuple[tuple, dict[str, Any]]
+
+BATCH_TOKENS = 2048  # of a pass through a block; more would leave the caches and be no faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,11 @@ class Block:
 
 
 class _ReachedBlocks(Exception):
-    """Ends a forward pass whose first block has been reached."""
+    """Ends a forward pass that has shown what enters the blocks."""
+
+
+class _SeenAll(Exception):
+    """Ends a block's pass that has shown the inputs of all its linear layers."""
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -79,7 +86,8 @@ def block_linears(model: nn.Module) -> list[dict[str, nn.Linear]]:
                     raise TypeError(
                         f"{name}: expected weights of floats, got {module.weight.dtype}"
                     )
-                if not bool(torch.isfinite(module.weight).all()):
+                # A sum alone is quickest, but may overflow.
+                if not bool(module.weight.sum().isfinite() or module.weight.isfinite().all()):
                     raise ValueError(f"{name}: expected finite weights, got NaN or infinity")
                 linears[name] = module
         if not linears:
@@ -132,6 +140,8 @@ def calibrated_blocks(
     model : transformers.PreTrainedModel
         In evaluation mode. The caller may change a block's weights while it has it.
     sequences : sequence of Tensor [1, T]
+        Those of one length pass through a block together, up to `BATCH_TOKENS` tokens at once,
+        or one sequence that is longer.
     gram : bool, default=False
         Whether to gather Gram matrices.
 
@@ -141,11 +151,11 @@ def calibrated_blocks(
         If a layer sees no token, or inputs are not finite.
     """
     _, blocks = decoder_blocks(model)
-    states, contexts = _first_states(model, blocks, sequences)
+    states, contexts = _first_states(model, blocks, equal_batches(sequences))
     for index, (block, linears) in enumerate(zip(blocks, block_linears(model), strict=True)):
 
         def run(state: Tensor, block: nn.Module = block, index: int = index) -> Tensor:
-            args, options = contexts[state.shape[1]][index]
+            args, options = contexts[state.shape[:2]][index]
             out = block(state, *args, **options)
             return out[0] if isinstance(out, tuple) else out
 
@@ -155,35 +165,65 @@ def calibrated_blocks(
                 states[place] = run(state)
 
 
-def _first_states(
-    model: Any, blocks: nn.ModuleList, sequences: Sequence[Tensor]
-) -> tuple[list[Tensor], dict[int, list[tuple[tuple, dict[str, Any]]]]]:
-    """Return what enters the first block, and what else each block gets, by sequence length."""
-    seen: list[tuple[tuple, dict[str, Any]]] = []
+def equal_batches(sequences: Sequence[Tensor]) -> list[Tensor]:
+    """Stack sequences of one length, in their order, to batches of at most `BATCH_TOKENS` tokens.
 
-    def note(block: nn.Module, args: tuple, options: dict[str, Any]) -> None:
-        seen.append((args, dict(options)))
-        if sequence.shape[1] in contexts:
+    Examples
+    --------
+    >>> short, long = torch.zeros(1, 700), torch.zeros(1, 3000)
+    >>> [list(batch.shape) for batch in equal_batches([short, long, short, short, long])]
+    [[2, 700], [1, 700], [1, 3000], [1, 3000]]
+    """
+    by_length: dict[int, list[Tensor]] = {}
+    for sequence in sequences:
+        by_length.setdefault(sequence.shape[1], []).append(sequence)
+    return [
+        batch
+        for length, equal in by_length.items()
+        for batch in torch.cat(equal).split(max(1, BATCH_TOKENS // length))
+    ]
+
+
+def _first_states(
+    model: Any, blocks: nn.ModuleList, batches: Sequence[Tensor]
+) -> tuple[list[Tensor], dict[torch.Size, list[Context]]]:
+    """Return what enters the first block, and what else each block gets, by shape of the ids."""
+    seen: list[tuple[Tensor, Context]] = []
+
+    def note(*args: Any, **options: Any) -> Tensor:
+        seen.append(_entered(args, options))
+        if ids.shape in contexts or len(seen) == len(blocks):
             raise _ReachedBlocks
+        return seen[-1][0]
 
     states: list[Tensor] = []
-    contexts: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        for sequence in sequences:
+    contexts: dict[torch.Size, list[Context]] = {}
+    with _replaced_forwards(blocks, note):
+        for ids in batches:
             seen.clear()
-            try:
-                model.get_decoder()(input_ids=sequence.to(model.device), use_cache=False)
-            except _ReachedBlocks:
-                pass
-            entered = [_entered(args, options) for args, options in seen]
-            states.append(entered[0][0])
-            contexts.setdefault(sequence.shape[1], [rest for _, rest in entered])
+            with suppress(_ReachedBlocks):
+                model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+            states.append(seen[0][0])
+            contexts.setdefault(ids.shape, [context for _, context in seen])
     return states, contexts
 
 
-def _entered(args: tuple, options: dict[str, Any]) -> tuple[Tensor, tuple[tuple, dict[str, Any]]]:
+@contextmanager
+def _replaced_forwards(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let blocks do something else for a while: masks and positions need none of their work."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = forward
+        yield
+    finally:
+        for block, replaced in zip(blocks, own, strict=True):
+            del block.forward
+            if replaced is not None:
+                block.forward = replaced
+
+
+def _entered(args: tuple, options: dict[str, Any]) -> tuple[Tensor, Context]:
     """Part a block's hidden states from what else it gets."""
     if args:
         return args[0], (args[1:], options)
@@ -196,19 +236,22 @@ def _collect(
     run: Callable[[Tensor], Tensor],
     gram: bool,
 ) -> dict[str, InputStatistics]:
-    """Run a block on every sequence; layers that read one tensor share its statistics."""
+    """Run a block on every batch; layers that read one tensor share its statistics."""
     inputs: dict[str, InputStatistics] = {}
     seen: dict[str, Tensor] = {}
 
     def note(name: str, linear: nn.Module, args: tuple[Tensor]) -> None:
         seen[name] = args[0]
+        if len(seen) == len(linears):
+            raise _SeenAll
 
     with ExitStack() as stack:
         for name, linear in linears.items():
             stack.callback(linear.register_forward_pre_hook(partial(note, name)).remove)
         for state in states:
             seen.clear()
-            run(state)
+            with suppress(_SeenAll):
+                run(state)
             readers: dict[int, list[str]] = {}
             for name, x in seen.items():
                 readers.setdefault(id(x), []).append(name)
@@ -221,4 +264,5 @@ def _collect(
             raise ValueError(f"{name}: saw no token of the calibration text; try more of it")
         if not bool(torch.isfinite(inputs[name].variance).all()):
             raise ValueError(f"{name}: expected finite inputs, got NaN or infinity")
+        inputs[name].sequences = sum(map(len, states))  # also those that sent an expert no token
     return inputs

@@ -1,6 +1,8 @@
-"""What pruning needs to know of a layer's inputs, gathered sequence by sequence."""
+"""What pruning needs to know of a layer's inputs, gathered batch by batch."""
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ WORST_DAMPENING = 1.0
 class InputStatistics:
     """Mean, spread and, if asked for, Gram matrix of the inputs of a linear layer.
 
-    Moments are pooled exactly, in float64, so that neither bfloat16 activations nor a large mean
-    cost accuracy; the Gram matrix adds float32 products.
+    Moments are pooled exactly, in float64, so that neither 16-bit activations nor a large mean
+    cost accuracy; of 16-bit inputs, deviations from a batch's mean are float32. The Gram matrix
+    adds float32 products.
 
     Parameters
     ----------
@@ -24,7 +27,7 @@ class InputStatistics:
     Attributes
     ----------
     sequences, tokens : int
-        How much was seen.
+        How much was seen; each update counts as one sequence.
     mean : Tensor [in] float64
         Over tokens.
     gram : Tensor [in, in] float32 or None
@@ -47,12 +50,10 @@ class InputStatistics:
 
     def update(self, x: Tensor) -> None:
         """Add one sequence, [..., in]."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        rows = x.detach().reshape(-1, x.shape[-1])
         if not len(rows):
             return
-        wide = rows.double()
-        mean = wide.mean(0)
-        deviation = (wide - mean).square().sum(0)
+        mean, deviation = _moments(rows)
         if not self.tokens:
             self.mean, self._deviation = mean, deviation
         else:
@@ -64,7 +65,7 @@ class InputStatistics:
                 + difference.square() * (self.tokens * len(rows) / total)
             )
         if self._wants_gram:
-            product = rows.mT @ rows
+            product = _gram(rows)
             self.gram = product if self.gram is None else self.gram.add_(product)
         self.sequences += 1
         self.tokens += len(rows)
@@ -114,17 +115,47 @@ class InputStatistics:
         diagonal = self.gram.diagonal()
         hessian = self.gram + torch.diag((diagonal == 0).to(diagonal))
         mean = hessian.diagonal().mean()
+        eye = torch.eye(len(hessian)).to(hessian)
         while dampening <= WORST_DAMPENING:
-            damped = hessian + (mean * dampening) * torch.eye(len(hessian)).to(hessian)
-            lower, failed = torch.linalg.cholesky_ex(damped)
+            # With both orders turned round, H = L L^T gives H^-1 = (L^-1)^T L^-1 at once.
+            turned = (hessian + (mean * dampening) * eye).flip(0, 1)
+            lower, failed = torch.linalg.cholesky_ex(turned)
             if not failed:
-                inverse = torch.cholesky_inverse(lower)
-                factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-                if not failed:
-                    return factor.contiguous()
+                return torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
             dampening = 10 * dampening if dampening else 1e-4
         raise ValueError(
             "expected inputs whose Gram matrix can be factored, got one that is not positive "
             f"definite with {WORST_DAMPENING:.0%} of its mean on the diagonal; "
             "try other calibration text"
         )
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and sum of squared deviations of rows [tokens, in], both [in] float64."""
+    wide = rows.float() if rows.element_size() == 2 else rows.double()
+    mean = wide.mean(0)
+    deviations = wide - mean
+    rest = deviations.mean(0).double()  # what the rounded mean leaves out
+    return mean.double() + rest, deviations.square_().sum(0).double()
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Return ``rows^T rows`` as float32."""
+    wide = rows.float()
+    if rows.dtype != torch.bfloat16:
+        return wide.mT @ wide
+    with _bfloat16_products():  # rounds nothing here, and adds in float32 still
+        return wide.mT @ wide
+
+
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices as bfloat16."""
+    mkldnn: Any = torch.backends.mkldnn
+    matmul = mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
