@@ -3,7 +3,8 @@
 "Dynamic Sparse No Training" (arXiv 2310.08915) prunes LLaMA-7B to 30 % density and reports the
 perplexity of WikiText-2, which two users could not reach with the released command. Measured here
 with SmolLM2-135M on the language reference of Python, calibration and held-out windows disjoint,
-with the library's defaults: fewer swaps than the paper's 50, for layers are narrower.
+with the library's defaults: fewer swaps than the paper's 50, for layers are narrower. With swaps,
+SparseGPT gives its mask alone: they start from the weights as they were, not from its updates.
 """
 
 import copy

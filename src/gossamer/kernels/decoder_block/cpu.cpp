@@ -1,4 +1,5 @@
-// A few tokens through a decoder block: what comes before attention, and what comes after it. Between two products there is too little to do for a second thread.
+// A few tokens through a decoder block: what comes before attention, and what comes after it.
+// Between two products there is too little to do for a second thread.
 #include "../native/params.hpp"
 #include "../native/simd.hpp"
 
