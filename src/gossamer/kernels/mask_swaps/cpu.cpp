@@ -1,67 +1,74 @@
-// DSnoT's swaps, every row by itself: candidates wait in heaps, so that a row costs a pass over its
-// weights and a logarithm for each swap.
+// DSnoT's swaps, every row by itself. Swaps are few: looking for the best candidate again for each
+// one costs less than putting the candidates in order.
 #include "../native/params.hpp"
 #include "../native/simd.hpp"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-struct Candidate {
-    float key;
-    int32_t column;
-};
-
-GOSSAMER_INLINE bool before(Candidate a, Candidate b) {
-    return a.key > b.key || (a.key == b.key && a.column < b.column);
+// The first place of the largest of `count` keys, whole vectors; -1 where all are -inf.
+GOSSAMER_INLINE int64_t first_largest(const float *keys, int64_t count) {
+    IntVec lanes;
+    for (int lane = 0; lane < W; ++lane) lanes[lane] = lane;
+    Vec best = broadcast(NEG_INF);
+    IntVec place = lanes;
+    for (int64_t i = 0; i < count; i += W, lanes += W) {
+        const Vec x = load(keys + i);
+        place = x > best ? lanes : place;
+        best = x > best ? x : best;
+    }
+    const float most = maximum(best);
+    if (most == NEG_INF) return -1;
+    int64_t first = count;
+    for (int lane = 0; lane < W; ++lane)
+        if (best[lane] == most) first = min64(first, place[lane]);
+    return first;
 }
 
-// Candidates of largest key first, ties by lowest column.
-struct Heap {
-    Candidate *items;
-    int64_t count;
+GOSSAMER_INLINE IntVec integers(const int32_t *p) {
+    return reinterpret_cast<IntVec>(load(reinterpret_cast<const float *>(p)));
+}
 
-    void sink(int64_t place) {
-        const Candidate item = items[place];
-        for (int64_t child = 2 * place + 1; child < count; child = 2 * place + 1) {
-            child += child + 1 < count && before(items[child + 1], items[child]);
-            if (!before(items[child], item)) break;
-            items[place] = items[child];
-            place = child;
-        }
-        items[place] = item;
-    }
-    void order() {
-        for (int64_t place = count / 2 - 1; place >= 0; --place) sink(place);
-    }
-    void drop_first() {
-        items[0] = items[--count];
-        if (count > 0) sink(0);
-    }
-};
-
+// Every array but mask and scores is padded to whole vectors: weights with zeros.
 struct Row {
     const MaskSwapsArgs &a;
-    const float *weight, *scores;
+    int64_t padded;
+    const float *total, *norm, *steady;
+    const float *scores;
     const uint8_t *mask;
-    float *effect;  // [width]
-    bool *left;     // [width]: what a group has given up already
+    float *weight;  // a copy
+    float *effect;  // on the output, of each weight
+    int32_t *kept;  // the mask
+    bool *left;     // what a group has given up already
 
-    // What may enter and leave while the error has this sign. Each weight is written to both ends
-    // and kept at one or none: which it will be, no branch could predict.
-    void gather(float sign, Heap &enter, Heap &leave) const {
-        int64_t entering = 0, leaving = 0;
-        for (int64_t c = 0; c < a.width; ++c) {
-            const float towards = sign * effect[c];
-            const int32_t column = static_cast<int32_t>(c);
-            enter.items[entering] = {towards * a.steady[c], column};
-            leave.items[leaving] = {-__builtin_fabsf(weight[c]) * a.norm[c], column};
-            entering += static_cast<int64_t>(mask[c] == 0) & (towards > 0.0f);
-            leaving += static_cast<int64_t>(mask[c] != 0) & (towards < 0.0f) & (a.group == 0);
+    // Returns what the weights that are not kept leave out; `spare` is written over.
+    double measure(const float *from, float *spare) const {
+        memcpy(weight, from, sizeof(float) * static_cast<size_t>(a.width));
+        for (int64_t c = 0; c < a.width; ++c) kept[c] = mask[c];
+        for (int64_t c = 0; c < padded; c += W) {
+            const Vec moved = load(weight + c) * load(total + c);
+            store(effect + c, moved);
+            store(spare + c, integers(kept + c) == 0 ? moved : Vec{});
         }
-        enter.count = entering;
-        leave.count = leaving;
-        enter.order();
-        leave.order();
+        double sums[4] = {};
+        for (int64_t c = 0; c < padded; c += 4)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) sums[i] += static_cast<double>(spare[c + i]);
+        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+
+    // Ranks what may enter and leave while the error has this sign; -inf: not this one. Without
+    // branches, which nothing could predict.
+    void rank(float sign, float *enter, float *leave) const {
+        const Vec nothing = broadcast(NEG_INF);
+        for (int64_t c = 0; c < padded; c += W) {
+            const Vec towards = sign * load(effect + c), w = load(weight + c);
+            const IntVec stays = integers(kept + c);
+            const Vec score = (w < 0.0f ? w : -w) * load(norm + c);
+            store(enter + c,
+                  (stays == 0) & (towards > 0.0f) ? towards * load(steady + c) : nothing);
+            store(leave + c, (stays != 0) & (towards < 0.0f) ? score : nothing);
+        }
     }
 
     // The kept weight of lowest score in the group of a column, -1 for none.
@@ -79,40 +86,41 @@ struct Row {
 void mask_swaps(const MaskSwapsArgs &a) {
 #pragma omp parallel num_threads(a.threads)
     {
-        Scratch scratch(static_cast<size_t>(a.width * (4 * 8 + 4 + 1)) + 1024);
-        Heap enter[2], leave[2];
-        for (int side = 0; side < 2; ++side) {
-            enter[side].items = scratch.take<Candidate>(a.width);
-            leave[side].items = scratch.take<Candidate>(a.width);
-        }
-        float *effect = scratch.take<float>(a.width);
+        const int64_t padded = round_up(a.width, W);
+        const size_t bytes = sizeof(float) * static_cast<size_t>(round_up(a.width, 16));
+        Scratch scratch(10 * bytes + static_cast<size_t>(a.width) + 64);
+        const auto array = [&](const float *from) {
+            float *copy = scratch.take<float>(padded);
+            memset(copy, 0, sizeof(float) * static_cast<size_t>(padded));
+            if (from != nullptr) memcpy(copy, from, sizeof(float) * static_cast<size_t>(a.width));
+            return copy;
+        };
+        const float *total = array(a.total), *norm = array(a.norm), *steady = array(a.steady);
+        float *enter[2] = {array(nullptr), array(nullptr)};
+        float *leave[2] = {array(nullptr), array(nullptr)};
+        float *weight = array(nullptr), *effect = array(nullptr);
+        int32_t *kept = reinterpret_cast<int32_t *>(array(nullptr));
         bool *left = scratch.take<bool>(a.width);
 #pragma omp for schedule(dynamic, 8)
         for (int64_t r = 0; r < a.rows; ++r) {
             const int64_t at = r * a.width;
-            const Row row{a, a.weight + at, a.scores + at, a.mask + at, effect, left};
+            const Row row{a,           padded, total,  norm, steady, a.scores + at,
+                          a.mask + at, weight, effect, kept, left};
             uint8_t *out = a.out + at;
-            double error = 0.0;
-            for (int64_t c = 0; c < a.width; ++c) {
-                effect[c] = row.weight[c] * a.total[c];
-                error += row.mask[c] ? 0.0 : static_cast<double>(effect[c]);
-                left[c] = false;
-                out[c] = row.mask[c];
-            }
+            double error = row.measure(a.weight + at, enter[0]);
+            memset(left, 0, static_cast<size_t>(a.width));
+            memcpy(out, row.mask, static_cast<size_t>(a.width));
             const double first = error;
-            bool gathered[2] = {false, false};
+            bool ranked[2] = {false, false};
             int64_t swaps = 0;
             for (; swaps < a.cycles && (error > a.threshold || error < -a.threshold); ++swaps) {
                 const int side = error < 0.0;
-                if (!gathered[side]) row.gather(side ? -1.0f : 1.0f, enter[side], leave[side]);
-                gathered[side] = true;
-                if (enter[side].count == 0) break;
-                const int64_t grown = enter[side].items[0].column;
-                int64_t pruned = -1;
-                if (a.group > 0)
-                    pruned = row.least_of_group(grown);
-                else if (leave[side].count > 0)
-                    pruned = leave[side].items[0].column;
+                if (!ranked[side]) row.rank(side ? -1.0f : 1.0f, enter[side], leave[side]);
+                ranked[side] = true;
+                const int64_t grown = first_largest(enter[side], padded);
+                if (grown < 0) break;
+                const int64_t pruned =
+                    a.group > 0 ? row.least_of_group(grown) : first_largest(leave[side], padded);
                 if (pruned < 0) break;
                 const double after = error + static_cast<double>(effect[pruned]) -
                                      static_cast<double>(effect[grown]);
@@ -121,8 +129,7 @@ void mask_swaps(const MaskSwapsArgs &a) {
                 out[grown] = 1;
                 out[pruned] = 0;
                 left[pruned] = true;
-                enter[side].drop_first();
-                if (a.group == 0) leave[side].drop_first();
+                enter[side][grown] = leave[side][pruned] = NEG_INF;
             }
             a.swaps[r] = swaps;
             a.before[r] = first;
