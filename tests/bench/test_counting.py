@@ -14,8 +14,10 @@ from gossamer.kernels import (
     block_sparse_attention,
     depthwise_conv,
     gathered_attention,
+    lossless_gemv,
     nm_matmul,
     pack,
+    pack_lossless,
     sddmm,
     set_attention,
     sparse_gemv,
@@ -88,6 +90,9 @@ def test_sparse_products_count_stored_entries(impl):
     nnz, packed = int(weight.count_nonzero()), pack(weight)
     for rows in (1, 2, 16):
         assert count(lambda n=rows: sparse_gemv(packed, torch.ones(n, 32), impl=impl)) == rows * nnz
+        lossless = pack_lossless(weight)
+        ours = count(lambda n=rows: lossless_gemv(lossless, torch.ones(n, 32), impl=impl))
+        assert ours == rows * weight.numel(), "a dense kernel saves nothing"
     assert count(lambda: spmm(packed, torch.ones(32, 7), impl=impl)) == 7 * nnz
     assert count(lambda: spmm(packed, torch.ones(3, 32, 7), impl=impl)) == 21 * nnz
 

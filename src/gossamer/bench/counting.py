@@ -251,6 +251,7 @@ FORMULAS: dict[str, Formula] = {
     "gossamer::sparse_gemv": lambda a, _: (
         (int(a[0][0].count_nonzero()) if a[3] == "gather" else a[0][0].numel()) * len(a[2])
     ),
+    "gossamer::lossless_gemv": lambda a, out: out.numel() * a[3].shape[1],
     "gossamer::spmm": lambda a, out: (
         (a[0][-1] if a[7] == "cpu" else a[0][0]).numel() * out.shape[0] * out.shape[2]
     ),
