@@ -71,9 +71,10 @@ def modest(monkeypatch):
         return real(shape, dtype, device)
 
     monkeypatch.setattr(tensor_file, "empty_streamed", empty_streamed)
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     yield
-    assert set(os.listdir("/proc/self/fd")) <= before  # what earlier tests left may close meanwhile
+    open_now = set(Path("/proc/self/fd").iterdir())
+    assert open_now <= before  # what earlier tests left open may close meanwhile
 
 
 @pytest.fixture(params=READERS)

@@ -90,9 +90,9 @@ def test_sparse_products_count_stored_entries(impl):
     nnz, packed = int(weight.count_nonzero()), pack(weight)
     for rows in (1, 2, 16):
         assert count(lambda n=rows: sparse_gemv(packed, torch.ones(n, 32), impl=impl)) == rows * nnz
-        lossless = pack_lossless(weight)
-        ours = count(lambda n=rows: lossless_gemv(lossless, torch.ones(n, 32), impl=impl))
-        assert ours == rows * weight.numel(), "a dense kernel saves nothing"
+    lossless = pack_lossless(weight)
+    ours = count(lambda: lossless_gemv(lossless, torch.ones(3, 32), impl=impl))
+    assert ours == 3 * weight.numel(), "a dense kernel saves nothing"
     assert count(lambda: spmm(packed, torch.ones(32, 7), impl=impl)) == 7 * nnz
     assert count(lambda: spmm(packed, torch.ones(3, 32, 7), impl=impl)) == 21 * nnz
 
