@@ -110,17 +110,6 @@ def test_a_layer_must_reach_its_bars(ours, held, monkeypatch):
     assert claims[0].ours == pytest.approx(9.0 / ours)
 
 
-def test_products_of_zeros_and_wrong_ones_are_noticed(monkeypatch):
-    shapes = ((16, 32, 40),)
-    assert module._products(shapes, 0).holds
-    product = module.spmm
-    monkeypatch.setattr(module, "spmm", lambda weight, dense: 1.001 * product(weight, dense))
-    assert not module._products(shapes, 0).holds
-    monkeypatch.setattr(module, "spmm", lambda weight, dense: weight.to_dense() @ dense)
-    claim = module._products(shapes, 0)
-    assert not claim.holds and claim.ours > claim.baseline
-
-
 def test_a_network_with_dense_kernels_is_noticed(monkeypatch):
     assert [claim.holds for claim in module._small_network(small(), 64, 0)] == [True, True]
     real = module.inference.compile

@@ -29,7 +29,7 @@ class LosslessLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return [..., out_features] for `input` [..., in_features]."""
-        weight = self.lossless_weight() if _is_decoding(input) else None
+        weight = self.lossless_weight() if is_decoding(input) else None
         if weight is None:
             return super().forward(input)
         product = lossless_gemv(weight, input)
@@ -64,7 +64,12 @@ class LosslessLinear(nn.Linear):
         return {name: value for name, value in self.__dict__.items() if name != "_taken"}
 
 
-def _is_decoding(input: Tensor) -> bool:
+def is_decoding(input: Tensor) -> bool:
+    """Whether native kernels can stand in for PyTorch's product with `input` [..., in_features].
+
+    That takes few rows of float32 on the CPU, and nobody who wants gradients, another type or to
+    trace what is called.
+    """
     return (
         bool(input.ndim)
         and 1 <= math.prod(input.shape[:-1]) <= MAX_VECTORS

@@ -17,11 +17,10 @@ from transformers.models.llama.modeling_llama import (
 
 from gossamer.kernels import backend
 from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
-from gossamer.kernels.library import dispatched
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
-from gossamer.kernels.sparse_gemv import MAX_VECTORS
 from gossamer.layers import LosslessLinear, PackedLinear
+from gossamer.layers.lossless_linear import is_decoding
 from gossamer.layers.packed_storage import UNCLAMPED
 
 
@@ -91,18 +90,14 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         return (
             angles is not None
             and hidden_states.shape[1] == 1
-            and 1 <= len(hidden_states) <= MAX_VECTORS
-            and hidden_states.dtype is torch.float32
             and angles[0].dtype is torch.float32
-            and hidden_states.is_cpu
-            and not (torch.is_grad_enabled() and self._needs_gradients(hidden_states))
-            and not torch.is_autocast_enabled("cpu")
             and not self.training
-            and not dispatched()
+            and is_decoding(hidden_states)
+            and not (torch.is_grad_enabled() and self._trains())
         )
 
-    def _needs_gradients(self, hidden_states: Tensor) -> bool:
-        return any(tensor.requires_grad for tensor in (hidden_states, *self.parameters()))
+    def _trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def _block(self) -> DecoderBlock | None:
         """The native block for the modules as they are now; None where a module must be called."""
@@ -161,8 +156,7 @@ def _decoder_block(layer: NativeLlamaLayer) -> DecoderBlock | None:
         name: weight for name, weight in zip(LINEARS, weights, strict=False) if weight is not None
     }
     plain = (
-        backend.native() is not None
-        and len(held) == len(LINEARS)
+        len(held) == len(LINEARS)
         and (type(attention), type(mlp)) == (LlamaAttention, LlamaMLP)
         and type(layer.input_layernorm) is type(layer.post_attention_layernorm) is LlamaRMSNorm
         and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)

@@ -51,7 +51,7 @@ class LosslessWeight:
     form: str
     columns: int
     codes: Tensor = field(repr=False)
-    scales: Tensor | None = field(repr=False)
+    scales: Tensor | None = field(default=None, repr=False)
 
     def __reduce__(self) -> tuple:
         """Copy and pickle without what the native kernels hold."""
@@ -113,7 +113,7 @@ def pack_lossless(weight: Tensor) -> LosslessWeight:
         parts = _encoded(blocks, encode)
         if parts is not None:
             return LosslessWeight(form, columns, *parts)
-    return LosslessWeight("float32", columns, _blocks(weight.detach(), "constant"), None)
+    return LosslessWeight("float32", columns, _blocks(weight.detach(), "constant"))
 
 
 def lossless_gemv(
@@ -174,7 +174,7 @@ def _blocks(weight: Tensor, filling: str) -> Tensor:
     return weight.reshape(rows, weight.shape[1] // BLOCK, BLOCK).contiguous()
 
 
-Parts = tuple[Tensor, Tensor | None]
+Parts = tuple[Tensor, ...]  # codes, and scales where the form has them
 
 
 def _nibbles(blocks: Tensor) -> Parts | None:
@@ -207,7 +207,7 @@ def _bytes(blocks: Tensor) -> Parts | None:
 
 def _bfloat16(blocks: Tensor) -> Parts | None:
     codes = blocks.bfloat16()
-    return (codes, None) if torch.equal(codes.float(), blocks) else None
+    return (codes,) if torch.equal(codes.float(), blocks) else None
 
 
 _ENCODERS = {"nibbles": _nibbles, "bytes": _bytes, "bfloat16": _bfloat16}
@@ -215,24 +215,18 @@ _ENCODERS = {"nibbles": _nibbles, "bytes": _bytes, "bfloat16": _bfloat16}
 
 def _encoded(blocks: Tensor, encode: Callable[[Tensor], Parts | None]) -> Parts | None:
     """Encode blocks [M, blocks, 32] some rows at a time; None as soon as that loses something."""
-    whole: list[Tensor | None] = []
+    whole: list[Tensor] = []
     for first in range(0, max(1, len(blocks)), ROWS):
         parts = encode(blocks[first : first + ROWS])
         if parts is None:
             return None
-        whole = whole or [_room(len(blocks), part) for part in parts]
+        whole = whole or [
+            empty_streamed((len(blocks), *part.shape[1:]), part.dtype, part.device)
+            for part in parts
+        ]
         for room, part in zip(whole, parts, strict=True):
-            if room is not None and part is not None:
-                room[first : first + ROWS] = part
-    codes, scales = whole
-    assert codes is not None
-    return codes, scales
-
-
-def _room(rows: int, part: Tensor | None) -> Tensor | None:
-    if part is None:
-        return None
-    return empty_streamed((rows, *part.shape[1:]), part.dtype, part.device)
+            room[first : first + ROWS] = part
+    return tuple(whole)
 
 
 def _decoded(form: str, codes: Tensor, scales: Tensor | None) -> Tensor:
