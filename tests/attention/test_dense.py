@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gossamer.attention import DenseAttention, LayerState, Meter
-from gossamer.attention.rotary import rotate
+from gossamer.kernels import rotate
 from gossamer.testing import (
     AttentionShape,
     attention_inputs,

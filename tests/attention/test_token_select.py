@@ -218,15 +218,28 @@ def replace_rotary(state: LayerState, q_len: int) -> LayerState:
 
 
 def test_true_positions_do_not_matter() -> None:
-    model, ids = tiny_llama(), prompt()
-    positions = torch.arange(128)[None]
-    with torch.no_grad(), use(model, METHOD):
-        here = model(ids, position_ids=positions).logits
-        far = model(ids, position_ids=positions + 5000).logits
-        torch.testing.assert_close(far, here, atol=2e-3, rtol=1e-3)
-        with use(model, replace(METHOD, reindex_positions=False)):
-            kept = model(ids, position_ids=positions).logits
-    assert float((kept - here).abs().max()) > 0.1
+    model = tiny_llama()
+    ids = prompt(tokens=METHOD.budget)  # no vote, which rounding could decide
+    near = torch.arange(METHOD.budget)[None]
+    far = near + 5000 * (near >= 16)
+
+    def logits(method: TokenSelect, positions: Tensor) -> Tensor:
+        with torch.no_grad(), use(model, method):
+            return model(ids, position_ids=positions).logits
+
+    torch.testing.assert_close(logits(METHOD, far), logits(METHOD, near), atol=2e-3, rtol=1e-3)
+    true = replace(METHOD, reindex_positions=False)
+    assert float((logits(true, far) - logits(true, near)).abs().max()) > 0.1
+
+
+def test_votes_are_cast_on_keys_without_positions() -> None:
+    model, kept = tiny_llama(layers=1), []
+    for shift in (0, 5000):
+        with torch.no_grad(), use(model, METHOD) as attachment:
+            cache = attachment.new_cache()
+            model(prompt(), position_ids=torch.arange(128)[None] + shift, past_key_values=cache)
+            kept.append(cache.layers[0].keys.clone())
+    torch.testing.assert_close(*kept, atol=2e-3, rtol=1e-3)
 
 
 class Decoder:

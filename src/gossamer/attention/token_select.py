@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
-from gossamer.attention.rotary import inverse, rotate
-from gossamer.kernels import paged_dot, soft_votes, top_indices
+from gossamer.attention.rotary import inverse
+from gossamer.kernels import paged_dot, rotate, soft_votes, top_indices
 from gossamer.patterns import TokenPattern
 
 
@@ -131,11 +131,11 @@ class TokenSelect(AttentionMethod):
                 voted, keys = self._vote(chunk, key[:, :, :end], starts, state)
                 scored += keys
             for b, start in enumerate(starts):
-                tokens = torch.arange(end, dtype=torch.int32, device=key.device)[start:]
-                if voted is not None and len(tokens) > self.budget:
-                    near = tokens[: self.n_init], tokens[-self.n_local :]
-                    tokens = torch.cat([near[0], voted[b], near[1]])
-                lists.append(tokens)
+                if voted is None or end - start <= self.budget:
+                    lists.append(_run(min(start, end), end, key))
+                    continue
+                near = _run(start, start + self.n_init, key), _run(end - self.n_local, end, key)
+                lists.append(torch.cat([near[0], voted[b], near[1]]))
         if len(lists) == 1:  # a decode step of one sequence: nothing to pad
             indices = lists[0][None, None, None]
         else:
@@ -147,18 +147,12 @@ class TokenSelect(AttentionMethod):
         )
         if self.rotated_keys or state.rank_rotary is None:
             return found
-        cosine, sine = state.rank_rotary(max(1, *map(len, lists)))
-        counts = torch.tensor([len(tokens) for tokens in lists], device=key.device)
-        rank = self._ranks(counts.unflatten(0, (-1, batch)).T, q_len, group)
-        compact = rotate(raw, cosine[rank][:, None], sine[rank][:, None])
-        return replace(found, query=compact, rotary=(cosine, sine))
-
-    @staticmethod
-    def _ranks(counts: Tensor, q_len: int, group: int) -> Tensor:
-        """Place [B, q_len] of each query in its list; a chunk's own tokens end the list."""
-        row = torch.arange(q_len, device=counts.device)
-        chunk_end = (row // group * group + group).clamp(max=q_len)
-        return (counts[:, row // group] - (chunk_end - row)).clamp(min=0)
+        tables = state.rank_rotary(max(1, *map(len, lists)))
+        rank = torch.stack([_own_ranks(lists[b::batch], q_len, group) for b in range(batch)]).to(
+            key.device
+        )
+        compact = rotate(raw, *(table[rank][:, None] for table in tables))
+        return replace(found, query=compact, rotary=tables)
 
     def _vote(
         self, raw: Tensor, key: Tensor, starts: list[int], state: LayerState
@@ -180,13 +174,21 @@ class TokenSelect(AttentionMethod):
             if hits == len(hit):
                 return memory.indices, 0
         n = key.shape[2]
-        begin = torch.tensor(starts, device=key.device) + self.n_init
+        begin = [start + self.n_init for start in starts]
+        candidates = [max(0, n - self.n_local - first) for first in begin]
         scale = key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0
-        scores = paged_dot(query, key, begin=begin, end=n - self.n_local, scale=scale)
+        scores = paged_dot(
+            query,
+            key,
+            begin=torch.tensor(begin, device=key.device),
+            end=n - self.n_local,
+            scale=scale,
+        )
         voted = top_indices(self._count(scores), min(self.top_k, n))
-        candidates = (n - self.n_local - begin).clamp(min=0)
-        voted[candidates < self.top_k] = -1
-        keys = int(candidates.sum())
+        for b, found in enumerate(candidates):
+            if found < self.top_k:
+                voted[b] = -1
+        keys = sum(candidates)
         if raw.shape[2] > 1:
             return voted, keys
         if memory is None:
@@ -217,6 +219,21 @@ class TokenSelect(AttentionMethod):
             )
             votes = pooled[:, 0].masked_fill(barred, -torch.inf)
         return votes
+
+
+def _run(first: int, end: int, like: Tensor) -> Tensor:
+    """Return the tokens first .. end - 1 as int32 on the device of `like`."""
+    return torch.arange(first, end, dtype=torch.int32, device=like.device)
+
+
+def _own_ranks(lists: list[Tensor], q_len: int, group: int) -> Tensor:
+    """Place [q_len] of each query in the list of its group; a group's own tokens end its list."""
+    sizes = [min(group, q_len - first) for first in range(0, q_len, group)]
+    ranks = [
+        torch.arange(len(tokens) - size, len(tokens))
+        for tokens, size in zip(lists, sizes, strict=True)
+    ]
+    return (ranks[0] if len(ranks) == 1 else torch.cat(ranks)).clamp_(min=0)
 
 
 def _raw(vectors: Tensor, state: LayerState) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gossamer.attention import AttentionMethod, LayerState, Selection, use
-from gossamer.attention.rotary import rotate, unrotate
+from gossamer.attention.rotary import unrotate
+from gossamer.kernels import rotate
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
 from gossamer.scores import similarity
 

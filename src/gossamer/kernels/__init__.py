@@ -16,6 +16,7 @@ from gossamer.kernels.nm_matmul import nm_matmul
 from gossamer.kernels.packed import PackedWeight, pack
 from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
 from gossamer.kernels.random_walks import WalkGraph, Walks, random_walks, trace_walks
+from gossamer.kernels.rotate import rotate
 from gossamer.kernels.sddmm import sddmm
 from gossamer.kernels.set_attention import set_attention
 from gossamer.kernels.sparse_gemv import sparse_gemv
@@ -68,6 +69,7 @@ __all__ = [
     "pack_lossless",
     "paged_dot",
     "random_walks",
+    "rotate",
     "sddmm",
     "set_attention",
     "soft_votes",

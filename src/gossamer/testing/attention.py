@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gossamer.attention import AttentionMethod, DenseAttention, LayerState, use
-from gossamer.attention.rotary import rotate
+from gossamer.kernels import rotate
 from gossamer.testing.bounds import budget, check_close
 from gossamer.testing.inputs import AttentionShape, attention_inputs, rotary_tables
 from gossamer.testing.records import check_documented, check_record, check_refusals, expect

@@ -4,15 +4,8 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.online_softmax import fold
+from gossamer.kernels.rotate.reference import rotate
 from gossamer.kernels.state import AttentionState
-
-
-def rotate(key: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate key rows [n, D] by their ranks: row r with cosine[r], sine[r] [n, D / 2]."""
-    first, second = key.float().chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(
-        key.dtype
-    )
 
 
 def attend(

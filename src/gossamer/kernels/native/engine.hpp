@@ -111,11 +111,10 @@ GOSSAMER_INLINE void transpose_rows(const T *const (&rows)[W], int64_t dim, floa
         for (int i = 0; i < W; ++i) out[d * stride + i] = scalar(rows[i][d]);
 }
 
-// Rotary embedding of one key row at `rank`; pairs are (d, d + dim / 2).
-template <class T>
-GOSSAMER_INLINE void rotate_row(const AttentionArgs &a, const T *row, int64_t rank, float *out) {
-    const int64_t half = a.dim / 2;
-    const float *cosine = a.cosine + rank * half, *sine = a.sine + rank * half;
+// Rotary embedding of one row; pairs are (d, d + half).
+template <class T, class Out>
+GOSSAMER_INLINE void rotate_pairs(const T *row, const float *cosine, const float *sine,
+                                  int64_t half, Out *out) {
     int64_t d = 0;
     for (; d + W <= half; d += W) {
         const Vec x = load(row + d), y = load(row + half + d);
@@ -125,9 +124,16 @@ GOSSAMER_INLINE void rotate_row(const AttentionArgs &a, const T *row, int64_t ra
     }
     for (; d < half; ++d) {
         const float x = scalar(row[d]), y = scalar(row[half + d]);
-        out[d] = x * cosine[d] - y * sine[d];
-        out[half + d] = y * cosine[d] + x * sine[d];
+        put(out + d, x * cosine[d] - y * sine[d]);
+        put(out + half + d, y * cosine[d] + x * sine[d]);
     }
+}
+
+// The key row at `rank` of its list.
+template <class T>
+GOSSAMER_INLINE void rotate_row(const AttentionArgs &a, const T *row, int64_t rank, float *out) {
+    const int64_t half = a.dim / 2;
+    rotate_pairs(row, a.cosine + rank * half, a.sine + rank * half, half, out);
 }
 
 // Rows of one key/value head, named by position in a list or by a run of tokens.

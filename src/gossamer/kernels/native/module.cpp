@@ -218,6 +218,23 @@ void tree_search(const Array &query, const Array &key, const Array &indices, con
     active->kernels->tree_search(t);
 }
 
+void rotate(const Array &vectors, const Array &cosine, const Array &sine, const Array &out,
+            int threads) {
+    RotateArgs r{};
+    r.vectors = view(vectors);
+    r.cosine = view(cosine);
+    r.sine = view(sine);
+    r.out = out.data();
+    r.dtype = dtype_of(vectors);
+    r.batch = static_cast<int64_t>(vectors.shape(0));
+    r.heads = static_cast<int64_t>(vectors.shape(1));
+    r.tokens = static_cast<int64_t>(vectors.shape(2));
+    r.dim = static_cast<int64_t>(vectors.shape(3));
+    r.threads = threads;
+    nb::gil_scoped_release release;
+    active->kernels->rotate(r);
+}
+
 void paged_dot(const Array &query, const Array &key, const Array &begin, int64_t end, float scale,
                const Array &scores, int threads) {
     PagedDotArgs p{};
@@ -344,6 +361,7 @@ NB_MODULE(_native, m) {
     m.def("block_sparse_attention", &g::block_sparse_attention);
     m.def("gathered_attention", &g::gathered_attention);
     m.def("tree_search", &g::tree_search);
+    m.def("rotate", &g::rotate);
     m.def("paged_dot", &g::paged_dot);
     m.def("soft_votes", &g::soft_votes);
     m.def("top_indices", &g::top_indices);

@@ -68,6 +68,15 @@ struct TreeSearchArgs {
     int threads;
 };
 
+// Rotary position encoding of every vector by its token's angles.
+struct RotateArgs {
+    View vectors, cosine, sine;  // the tables are half as wide; strides of 0 share them
+    void *out;                   // [batch, heads, tokens, dim], contiguous
+    Dtype dtype;
+    int64_t batch, heads, tokens, dim;
+    int threads;
+};
+
 // Query-key products of one query a head with every key of [begin, end).
 struct PagedDotArgs {
     View query, key;
@@ -117,6 +126,7 @@ struct StripeSearchArgs {
     entry(block_sparse_attention, AttentionArgs) \
     entry(gathered_attention, AttentionArgs)     \
     entry(tree_search, TreeSearchArgs)           \
+    entry(rotate, RotateArgs)                    \
     entry(paged_dot, PagedDotArgs)               \
     entry(soft_votes, SoftVotesArgs)             \
     entry(top_indices, TopIndicesArgs)           \
