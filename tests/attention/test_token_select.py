@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer.attention import LayerState, Meter, TokenSelect, token_select, use
+from gossamer.attention import LayerState, Meter, Selection, TokenSelect, use
 from gossamer.measure import causal_pairs
 from gossamer.patterns import TokenPattern
 from gossamer.testing import AttentionShape, attention_inputs, check_close, rotary_tables
@@ -193,7 +193,7 @@ def test_dense_until_the_budget_is_spent(length: int, dense: bool) -> None:
     assert (state.memory is None) == dense
 
 
-def test_positions_stay_within_budget_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_stay_within_budget_and_chunk() -> None:
     """However long the text, no position past the budget is used: contexts extrapolate."""
     asked = []
 
@@ -245,19 +245,16 @@ def test_votes_are_cast_on_keys_without_positions() -> None:
 class Decoder:
     """Decodes with chosen queries, counting the scans over the cache."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, method: TokenSelect, starts: list[int] | None = None
-    ) -> None:
+    def __init__(self, method: TokenSelect, starts: list[int] | None = None) -> None:
         self.method, self.starts, self.scans = method, starts, 0
         _, self.key, self.value = attention_inputs(AttentionShape(2, 4, 2, 1, 200, 8))
         self.state = LayerState(key_start=None if starts is None else torch.tensor(starts))
-        scan = token_select.paged_dot
 
-        def counted(*args: Any, **kwargs: Any) -> Tensor:
-            self.scans += 1
-            return scan(*args, **kwargs)
+        class Scans(Meter):
+            def add(meter, selection: Selection, query: Tensor, key: Tensor) -> None:
+                self.scans += selection.keys_read > 0
 
-        monkeypatch.setattr(token_select, "paged_dot", counted)
+        self.state.meter = Scans()
 
     def step(self, query: Tensor, k_len: int) -> list[list[int]]:
         key, value = self.key[:, :, :k_len], self.value[:, :, :k_len]
@@ -268,8 +265,8 @@ class Decoder:
         return [row[0] for row in expected(self.method, query, key, value, self.starts)[0]]
 
 
-def test_alike_queries_reuse_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(monkeypatch, METHOD)
+def test_alike_queries_reuse_the_selection() -> None:
+    decoder = Decoder(METHOD)
     query, other, noise = torch.randn(3, 2, 4, 1, 8, generator=torch.Generator().manual_seed(3))
     first = decoder.step(query, 100)
     assert first == decoder.fresh(query, 100)
@@ -284,9 +281,9 @@ def test_alike_queries_reuse_the_selection(monkeypatch: pytest.MonkeyPatch) -> N
     assert (decoder.scans, decoder.state.memory.hits, decoder.state.memory.asked) == (2, 4, 6)
 
 
-def test_each_sequence_hits_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sequence_hits_on_its_own() -> None:
     """A hit compares with the query that made the selection, not with the one before."""
-    decoder = Decoder(monkeypatch, replace(METHOD, cache_threshold=0.7))  # 45 degrees
+    decoder = Decoder(replace(METHOD, cache_threshold=0.7))  # 45 degrees
     axes = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(3))).Q.T
 
     def towards(*degrees: float) -> Tensor:
@@ -306,8 +303,8 @@ def test_each_sequence_hits_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "hits"), [(2.0, 0), (1.1, 0), (-1.0, 10)])
-def test_threshold(threshold: float, hits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(monkeypatch, replace(METHOD, cache_threshold=threshold))
+def test_threshold(threshold: float, hits: int) -> None:
+    decoder = Decoder(replace(METHOD, cache_threshold=threshold))
     generator = torch.Generator().manual_seed(3)
     for step in range(6):
         query = (
@@ -317,11 +314,9 @@ def test_threshold(threshold: float, hits: int, monkeypatch: pytest.MonkeyPatch)
     assert (decoder.state.memory.hits, decoder.state.memory.asked) == (hits, 10)
 
 
-def test_a_short_sequence_never_reuses_what_it_did_not_select(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_short_sequence_never_reuses_what_it_did_not_select() -> None:
     """Beside a long one it is voted on before it has candidates; those votes mean nothing."""
-    decoder = Decoder(monkeypatch, METHOD, starts=[0, 70])
+    decoder = Decoder(METHOD, starts=[0, 70])
     query = torch.randn(2, 4, 1, 8, generator=torch.Generator().manual_seed(3))
     for k_len in range(98, 106):
         lists = decoder.step(query, k_len)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.kernels import pack, pack_lossless
+from gossamer.kernels import block_sparse_attention, gathered_attention, pack, pack_lossless
 from gossamer.kernels.backend import instruction_sets
 from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
-from gossamer.testing import random_mask
+from gossamer.patterns import TokenPattern, Window
+from gossamer.testing import random_mask, rotary_tables
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="native kernels are not built")
 
@@ -106,6 +107,95 @@ def test_both_sides_match_their_formulas(
         torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
     exact = after(dense, attended, x, norms[1])
     torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+HEADS = {"width": 31, "heads": 4, "kv_heads": 2, "head": 8, "inner": 17, "density": 0.5}
+
+
+def caches(sequences: int, k_len: int, guarded=lambda part: part) -> tuple[Tensor, Tensor]:
+    """Keys and values [n, 2, k_len, 8] that lie apart in memory, as those of a growing cache."""
+    room = torch.randn(2, sequences, 2, k_len + 3, 8, generator=torch.Generator().manual_seed(9))
+    key, value = (guarded(part) for part in room)
+    return key[:, :, :k_len], value[:, :, :k_len]
+
+
+@pytest.mark.parametrize("rotate_keys", [True, False])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_keys_and_values_go_to_the_end_of_a_cache(sequences, rotate_keys, guarded):
+    dense = weights(**HEADS)
+    block = DecoderBlock({name: pack(w) for name, w in dense.items()}, 8)
+    x, norm = torch.randn(sequences, 31), torch.ones(31)
+    angles = torch.randn(sequences, 8)
+    angles = angles.cos(), angles.sin()
+    into = caches(sequences, 20, guarded)
+    past = [part[:, :, :-1].clone() for part in into]
+    found = block.before(x, norm, EPS, *angles, into=into, rotate_keys=rotate_keys)
+    assert found[1] is into[0] and found[2] is into[1]
+    query, key, value = before(dense, 8, x, norm, *angles)
+    if not rotate_keys:
+        key = before(dense, 8, x, norm, torch.ones(1, 8), torch.zeros(1, 8))[1]
+    torch.testing.assert_close(found[0].double(), query, rtol=1e-4, atol=1e-4)
+    for part, new, old in zip(into, (key, value), past, strict=True):
+        torch.testing.assert_close(part[:, :, -1:].double(), new, rtol=1e-4, atol=1e-4)
+        assert torch.equal(part[:, :, :-1], old)
+
+
+LISTS = torch.tensor([[[[0, 3, 4, 19]], [[1, 2, -1, -1]]], [[[5, 19, -1, -1]], [[-1] * 4]]]).int()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"key_start": torch.tensor([0, 7])},
+        {"window": Window(sink=2, local=5)},
+        {"pattern": TokenPattern(LISTS, group=1, k_len=20)},
+        {"pattern": TokenPattern(LISTS[:, :1].contiguous(), group=1, k_len=20)},
+        {"pattern": TokenPattern(LISTS[:, :, :, :0].contiguous(), group=1, k_len=20)},
+        {"pattern": TokenPattern(LISTS, group=1, k_len=20), "rotary": rotary_tables(6, 8)},
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_and_what_follows_it_are_one_call(options, threads, guarded):
+    dense = weights(**HEADS)
+    block = DecoderBlock({name: pack(w) for name, w in dense.items()}, 8)
+    x, norm, query = torch.randn(2, 31), 1 + torch.randn(31) / 4, torch.randn(2, 4, 1, 8)
+    key, value = caches(2, 20, guarded)
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = block.attend(query, key, value, x, norm, EPS, scale=0.3, **options)
+    finally:
+        torch.set_num_threads(before_threads)
+    kernel = gathered_attention if "pattern" in options else block_sparse_attention
+    attended = kernel(query, key, value, scale=0.3, impl="reference", **options)
+    exact = after(dense, attended.reshape(2, -1), x, norm)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"query": torch.randn(2, 4, 2, 8)}, ValueError, "query"),
+        ({"query": torch.randn(2, 4, 1, 8).double()}, TypeError, "query"),
+        ({"key": torch.randn(2, 2, 19, 8)}, ValueError, "value"),
+        ({"key": torch.randn(3, 2, 20, 8)}, ValueError, "key"),
+        ({"value": torch.randn(2, 2, 20, 8).bfloat16()}, TypeError, "value"),
+        ({"value": torch.randn(2, 2, 20, 16)[..., ::2]}, ValueError, "value"),
+        ({"scale": -1.0}, ValueError, "scale"),
+        ({"pattern": TokenPattern(LISTS, group=1, k_len=21)}, ValueError, "pattern"),
+        ({"rotary": rotary_tables(3, 8)}, ValueError, "rows for lists of 4"),
+        ({"key_start": torch.tensor([0, 99])}, ValueError, "key_start"),
+    ],
+)
+def test_caches_that_do_not_fit_are_refused(change, error, named):
+    block = DecoderBlock({name: pack(w) for name, w in weights(**HEADS).items()}, 8)
+    key, value = caches(2, 20)
+    given = {"query": torch.randn(2, 4, 1, 8), "key": key, "value": value, "scale": 1.0}
+    given |= {"x": torch.randn(2, 31), "norm": torch.ones(31), "eps": EPS}
+    given |= {"pattern": TokenPattern(LISTS, group=1, k_len=20)} | change
+    with pytest.raises(error, match=named):
+        block.attend(**given)
 
 
 @pytest.mark.parametrize("gate", [-200.0, -88.0, -1e-3, 0.0, 1e-3, 88.0, 200.0])

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gossamer.kernels import AttentionState, block_sparse_attention, gathered_attention
+from gossamer.attention.rotary import inverse
+from gossamer.kernels import (
+    AttentionState,
+    block_sparse_attention,
+    gathered_attention,
+    rotate,
+)
 from gossamer.measure import causal_pairs
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
 
@@ -163,13 +169,33 @@ class LayerState:
     memory: Any = field(default=None, repr=False)
     meter: Meter | None = None
 
+    def without_positions(self, vectors: Tensor) -> Tensor:
+        """Undo the position encoding of this call's vectors [B, H, q_len, D]."""
+        cosine, sine = self.undo_positions()
+        return rotate(vectors, cosine[:, None], sine[:, None])
+
+    def undo_positions(self) -> tuple[Tensor, Tensor]:
+        """Return (cosine, sine) [B or 1, q_len, D / 2] that take this call's encoding off.
+
+        Raises
+        ------
+        ValueError
+            If the model has no rotary encoding.
+        """
+        if self.rotary is None:
+            raise ValueError(
+                "the method keeps keys without positions and needs the model's rotary encoding, "
+                "got none; try a method with rotated_keys (TokenSelect: reindex_positions=False)"
+            )
+        return inverse(*self.rotary)
+
 
 @dataclass(frozen=True)
 class AttentionMethod:
     """Base of every attention method: override `select`, and `update_cache` if need be.
 
     A method is a frozen set of hyper-parameters; everything that changes lives in the
-    `LayerState` it is handed.
+    `LayerState` it is handed. Where `select` alone is overridden, a model may decode natively.
     """
 
     @property
@@ -195,7 +221,16 @@ class AttentionMethod:
 
     def update_cache(self, key: Tensor, value: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
         """Return the keys and values [B, H_kv, n, D] to store for this call's tokens."""
-        return key, value
+        return (key if self.rotated_keys else state.without_positions(key)), value
+
+    def choose(self, query: Tensor, key: Tensor, value: Tensor, state: LayerState) -> Selection:
+        """Select, and let the meter know, if there is one."""
+        state.value = value
+        selection = self.select(query, key, state)
+        state.value = None
+        if state.meter is not None:
+            state.meter.add(selection, query, key)
+        return selection
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, selection: Selection, state: LayerState
@@ -227,11 +262,7 @@ class AttentionMethod:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, state: LayerState) -> Tensor:
         """Select and attend: what a model calls for one layer."""
         with torch.no_grad():
-            state.value = value
-            selection = self.select(query, key, state)
-            state.value = None
-            if state.meter is not None:
-                state.meter.add(selection, query, key)
+            selection = self.choose(query, key, value, state)
             output = self.attend(query, key, value, selection, state)
         if torch.is_grad_enabled() and query.requires_grad:
             return _InferenceOnly.apply(output, query)

@@ -19,8 +19,9 @@ class _Buffer:
 
     def expect(self, tokens: int) -> None:
         """Move to huge pages once `tokens` fill half of one a head: no more than twice the need."""
-        filled = tokens * self.key.shape[3] * self.key.element_size()
-        if not self._advised and filled >= HUGE_PAGE // 2:
+        if self._advised:
+            return
+        if tokens * self.key.shape[3] * self.key.element_size() >= HUGE_PAGE // 2:
             self._advised = True
             for part in (self.key, self.value):
                 use_huge_pages(part)
@@ -72,22 +73,34 @@ class KeyValueStore:
         ValueError
             If the shape or dtype differs from what is stored.
         """
-        start, self_end = self.length, self.length + key.shape[2]
+        start, count = self.length, key.shape[2]
         if self._buffer is None:
-            self._move(key, value, max(self.reserve, self_end))
-        buffer = self._buffer_for(key, value, self_end)
-        buffer.expect(self_end)
-        count = self_end - start
-        buffer.key.narrow(2, start, count).copy_(key)
-        buffer.value.narrow(2, start, count).copy_(value)
-        self.length = self_end
+            self._move(key, value, max(self.reserve, count))
+        self._check(key, value)
+        keys, values = self.extend(count)
+        keys.narrow(2, start, count).copy_(key)
+        values.narrow(2, start, count).copy_(value)
+        return keys, values
+
+    def extend(self, count: int) -> tuple[Tensor, Tensor]:
+        """Add tokens that the caller writes; return views of everything stored, them included.
+
+        Parameters
+        ----------
+        count : int
+
+        Returns
+        -------
+        (key, value), Tensor [B, H, length, D]
+        """
+        end = self.length + count
+        self._room(end).expect(end)
+        self.length = end
         return self.view()
 
     def view(self) -> tuple[Tensor, Tensor]:
         """Return the stored keys and values [B, H, length, D] without a copy."""
-        if self._buffer is None:
-            raise ValueError("expected a store with tokens, got an empty one; append first")
-        buffer, length = self._buffer, self.length
+        buffer, length = self._held(), self.length
         return buffer.key.narrow(2, 0, length), buffer.value.narrow(2, 0, length)
 
     def mark(self) -> int:
@@ -122,19 +135,26 @@ class KeyValueStore:
             return 0
         return sum(part.numel() * part.element_size() for part in self.view())
 
-    def _buffer_for(self, key: Tensor, value: Tensor, end: int) -> _Buffer:
-        """The buffer to write tokens length .. end - 1 to, moved first if need be."""
-        buffer = self._buffer
-        if buffer is None:
-            raise ValueError("expected an allocated buffer")
-        for name, new, old in (("key", key, buffer.key), ("value", value, buffer.value)):
+    def _check(self, key: Tensor, value: Tensor) -> None:
+        """Refuse tokens unlike the stored ones."""
+        stored = self._held()
+        for name, new, old in (("key", key, stored.key), ("value", value, stored.value)):
             batch, heads, _, dim = old.shape
-            shape = batch, heads, end - self.length, dim
+            shape = batch, heads, key.shape[2], dim
             if new.shape != shape or new.dtype != old.dtype:
                 raise ValueError(
                     f"expected {name} like the stored, {list(shape)} {old.dtype}, got "
                     f"{list(new.shape)} {new.dtype}"
                 )
+
+    def _held(self) -> _Buffer:
+        if self._buffer is None:
+            raise ValueError("expected a store with tokens, got an empty one; append first")
+        return self._buffer
+
+    def _room(self, end: int) -> _Buffer:
+        """The buffer to write tokens length .. end - 1 to, moved first if need be."""
+        buffer = self._held()
         capacity = buffer.key.shape[2]
         free = end <= capacity
         if len(buffer.users) > 1:  # besides this store

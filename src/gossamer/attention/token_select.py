@@ -1,5 +1,6 @@
 """TokenSelect: all heads vote on which cached tokens a query, or a chunk of them, attends to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -7,29 +8,8 @@ import torch
 from torch import Tensor
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
-from gossamer.attention.rotary import inverse
-from gossamer.kernels import paged_dot, rotate, soft_votes, top_indices
+from gossamer.kernels import VoteMemory, paged_dot, rotate, soft_votes, top_indices, vote_step
 from gossamer.patterns import TokenPattern
-
-
-@dataclass
-class SelectionCache:
-    """The last selection of each sequence, reused while the query points the same way.
-
-    Attributes
-    ----------
-    query : Tensor [B, H * D]
-        The selection query that made `indices`.
-    indices : Tensor [B, top_k] int32
-        -1 where a sequence was too short to select from.
-    hits, asked : int
-        Sequences that reused, and sequences in all.
-    """
-
-    query: Tensor
-    indices: Tensor
-    hits: int = 0
-    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,92 +91,110 @@ class TokenSelect(AttentionMethod):
     def rotated_keys(self) -> bool:
         return not self.reindex_positions
 
-    def update_cache(self, key: Tensor, value: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
-        return (key if self.rotated_keys else _raw(key, state)), value
-
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         (batch, _, q_len, _), k_len = query.shape, key.shape[2]
-        raw = query if self.rotated_keys else _raw(query, state)
         starts = [0] * batch if state.key_start is None else state.key_start.tolist()
+        if q_len == 1 and k_len - max(starts) > self.budget:
+            return self._decode(query, key, starts, state)
+        state.memory = None
+        raw = query if self.rotated_keys else state.without_positions(query)
         group = 1 if q_len == 1 else self.chunk
-        if q_len > 1:
-            state.memory = None
         lists: list[Tensor] = []  # of each sequence, then each group
         scored = 0
         for first in range(0, q_len, group):
             end = k_len - q_len + min(q_len, first + group)
-            voted = None
+            voted = torch.empty(0)
             if any(end - start > self.budget for start in starts):
-                chunk = raw[:, :, first : first + group]
-                voted, keys = self._vote(chunk, key[:, :, :end], starts, state)
-                scored += keys
+                voter = self._voter(raw[:, :, first : first + group], state)
+                begin = torch.tensor(starts, device=key.device) + self.n_init
+                voted = self._vote(voter, key[:, :, :end], begin)
+                scored += self._candidates(starts, end)
             for b, start in enumerate(starts):
-                if voted is None or end - start <= self.budget:
+                if end - start <= self.budget:
                     lists.append(_run(min(start, end), end, key))
                     continue
                 near = _run(start, start + self.n_init, key), _run(end - self.n_local, end, key)
                 lists.append(torch.cat([near[0], voted[b], near[1]]))
-        if len(lists) == 1:  # a decode step of one sequence: nothing to pad
-            indices = lists[0][None, None, None]
-        else:
-            indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-            indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
-        pattern = TokenPattern(indices, group=group, k_len=k_len)
-        found = Selection(
-            pattern, searched=scored * query.shape[1], keys_read=scored * key.shape[1]
-        )
+        indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+        indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
+        found = self._found(indices, group, query, key, scored)
         if self.rotated_keys or state.rank_rotary is None:
             return found
         tables = state.rank_rotary(max(1, *map(len, lists)))
-        rank = torch.stack([_own_ranks(lists[b::batch], q_len, group) for b in range(batch)]).to(
-            key.device
-        )
+        ranks = [_own_ranks(lists[b::batch], q_len, group) for b in range(batch)]
+        rank = torch.stack(ranks).to(key.device)
         compact = rotate(raw, *(table[rank][:, None] for table in tables))
         return replace(found, query=compact, rotary=tables)
 
-    def _vote(
-        self, raw: Tensor, key: Tensor, starts: list[int], state: LayerState
-    ) -> tuple[Tensor, int]:
-        """Return the voted tokens int32 [B, top_k], ascending, and how many keys were scored."""
-        query = raw
-        if not self.rotated_keys and state.rank_rotary is not None:
-            cosine, sine = state.rank_rotary(self.n_local + raw.shape[2])
-            query = rotate(raw, cosine[self.n_local :], sine[self.n_local :])
-        query = query.float().mean(2, keepdim=True).to(raw.dtype)
-        flat = query.flatten(1)
-        memory: SelectionCache | None = state.memory if raw.shape[2] == 1 else None
-        if memory is not None:
-            alike = torch.cosine_similarity(flat.float(), memory.query.float())
-            hit = (alike >= self.cache_threshold) & (memory.indices[:, 0] >= 0)
-            hits = sum(hit.tolist())
-            memory.asked += len(hit)
-            memory.hits += hits
-            if hits == len(hit):
-                return memory.indices, 0
-        n = key.shape[2]
-        begin = [start + self.n_init for start in starts]
-        candidates = [max(0, n - self.n_local - first) for first in begin]
-        scale = key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0
-        scores = paged_dot(
+    def _decode(
+        self, query: Tensor, key: Tensor, starts: list[int], state: LayerState
+    ) -> Selection:
+        """Vote for one query a sequence, all of them past the budget, or reuse the last votes."""
+        undo = tables = None
+        if not self.rotated_keys:
+            undo = state.undo_positions()
+            if state.rank_rotary is not None:
+                tables = state.rank_rotary(max(self.budget, self.n_local + 1))
+        if state.memory is None:
+            ranks = [self.n_local, self.budget - 1]
+            state.memory = VoteMemory.empty(
+                starts,
+                sink=self.n_init,
+                k=self.top_k,
+                local=self.n_local,
+                place=None if tables is None else (tables[0][ranks], tables[1][ranks]),
+                device=key.device,
+            )
+        memory: VoteMemory = state.memory
+        compact, scored = vote_step(
+            memory,
             query,
             key,
-            begin=torch.tensor(begin, device=key.device),
-            end=n - self.n_local,
-            scale=scale,
+            threshold=self.cache_threshold,
+            undo=undo,
+            scale=self._scale(key),
+            count=self._own_count,
         )
-        voted = top_indices(self._count(scores), min(self.top_k, n))
-        for b, found in enumerate(candidates):
-            if found < self.top_k:
-                voted[b] = -1
-        keys = sum(candidates)
-        if raw.shape[2] > 1:
-            return voted, keys
-        if memory is None:
-            state.memory = SelectionCache(flat, voted)
-        else:
-            memory.indices = torch.where(hit[:, None], memory.indices, voted)
-            memory.query = torch.where(hit[:, None], memory.query, flat)
-        return state.memory.indices, keys
+        found = self._found(memory.tokens[:, None, None], 1, query, key, scored)
+        return found if tables is None else replace(found, query=compact, rotary=tables)
+
+    def _scale(self, key: Tensor) -> float:
+        return key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0
+
+    def _found(
+        self, indices: Tensor, group: int, query: Tensor, key: Tensor, scored: int
+    ) -> Selection:
+        return Selection(
+            TokenPattern(indices, group=group, k_len=key.shape[2]),
+            searched=scored * query.shape[1],
+            keys_read=scored * key.shape[1],
+        )
+
+    def _voter(self, raw: Tensor, state: LayerState) -> Tensor:
+        """Return the query [B, H, 1, D] that votes for queries [B, H, n, D] without positions."""
+        query, n = raw, raw.shape[2]
+        if not self.rotated_keys and state.rank_rotary is not None:
+            cosine, sine = state.rank_rotary(self.n_local + n)
+            query = rotate(raw, cosine[self.n_local :], sine[self.n_local :])
+        return query if n == 1 else query.float().mean(2, keepdim=True).to(raw.dtype)
+
+    def _candidates(self, starts: list[int], end: int) -> int:
+        """Count the keys that are scored when the last key of a vote is `end` - 1."""
+        return sum(max(0, end - self.n_local - start - self.n_init) for start in starts)
+
+    def _vote(self, query: Tensor, key: Tensor, begin: Tensor) -> Tensor:
+        """Return the voted tokens int32 [B, top_k or less], ascending, from `begin` on.
+
+        Of a sequence with fewer candidates they mean nothing.
+        """
+        end = key.shape[2] - self.n_local
+        scores = paged_dot(query, key, begin=begin, end=end, scale=self._scale(key))
+        return top_indices(self._count(scores), min(self.top_k, key.shape[2]))
+
+    @property
+    def _own_count(self) -> Callable[[Tensor], Tensor] | None:
+        """How scores become votes; None where that is what `vote_step` does by itself."""
+        return None if self.vote == "soft" and not self.smooth_kernel else self._count
 
     def _count(self, scores: Tensor) -> Tensor:
         """Votes [B, k_len] from scores [B, H, k_len], -inf where there is no candidate."""
@@ -234,14 +232,3 @@ def _own_ranks(lists: list[Tensor], q_len: int, group: int) -> Tensor:
         for tokens, size in zip(lists, sizes, strict=True)
     ]
     return (ranks[0] if len(ranks) == 1 else torch.cat(ranks)).clamp_(min=0)
-
-
-def _raw(vectors: Tensor, state: LayerState) -> Tensor:
-    """Vectors [B, H, q_len, D] of this call's tokens without their position encoding."""
-    if state.rotary is None:
-        raise ValueError(
-            "TokenSelect needs the model's rotary encoding to reindex positions, got none; "
-            "try reindex_positions=False"
-        )
-    cosine, sine = inverse(*state.rotary)
-    return rotate(vectors, cosine[:, None], sine[:, None])

@@ -276,6 +276,6 @@ REDUCING = {
     *(f"aten::{name}" for name in ("_softmax", "_log_softmax", "sum", "mean", "amax", "amin")),
     *(f"aten::{name}" for name in ("native_layer_norm", "native_batch_norm", "native_group_norm")),
     *(f"aten::{name}" for name in ("var_mean", "logsumexp", "_native_batch_norm_legit")),
-    *(f"gossamer::{name}" for name in ("tv_dual_ascent", "tv_adjoint")),
+    *(f"gossamer::{name}" for name in ("rotate", "tv_dual_ascent", "tv_adjoint")),
 }
 BUILT_IN = ("aten::", "prims::", "prim::", "c10d::", "profiler::")

@@ -26,6 +26,7 @@ from gossamer.kernels.sparsegpt_sweep import Sweep, sparsegpt_sweep
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
+from gossamer.kernels.token_vote import VoteMemory, vote_step
 from gossamer.kernels.total_variation import (
     finite_differences,
     tv_adjoint,
@@ -47,6 +48,7 @@ __all__ = [
     "SparseWeight",
     "Sweep",
     "TreeSearch",
+    "VoteMemory",
     "WalkGraph",
     "Walks",
     "activation_sparse_matmul",
@@ -83,4 +85,5 @@ __all__ = [
     "tree_search",
     "tv_adjoint",
     "tv_dual_ascent",
+    "vote_step",
 ]

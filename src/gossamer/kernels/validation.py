@@ -99,6 +99,23 @@ def check_pattern(
         )
 
 
+def check_rotary(rotary: tuple[Tensor, Tensor], longest: int, query: Tensor) -> None:
+    """Check the (cosine, sine) [n, D / 2] that rotate keys by their place, up to `longest`."""
+    dim, device = query.shape[3], query.device
+    for name, table in zip(("cosine", "sine"), rotary, strict=True):
+        if table.dtype != torch.float32 or table.ndim != 2 or 2 * table.shape[1] != dim:
+            raise ValueError(
+                f"expected the {name} table to be float32 [n, {dim / 2:g}], got {table.dtype} "
+                f"{list(table.shape)}"
+            )
+        if table.device != device:
+            raise ValueError(f"expected the {name} table on {device}, got {table.device}")
+        if table.shape[0] < longest:
+            raise ValueError(
+                f"expected {name} rows for lists of {longest} tokens, got {table.shape[0]}"
+            )
+
+
 def check_scale(scale: float | None, dim: int) -> float:
     """Return `scale`, or 1 / sqrt(dim) where it is None."""
     if scale is None:

@@ -48,7 +48,6 @@ class BlockPattern(CompressedRows):
     indices: Tensor = field(repr=False)
     shape: Shape
     block: int
-    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_block(self.block)
@@ -119,17 +118,18 @@ class TokenPattern(KeyLists):
     group: int
     k_len: int
     shape: Shape = field(init=False)
-    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_tensor("indices", self.indices, torch.int32, 4)
         check_least("group", self.group, 1)
         check_least("k_len", self.k_len, 0)
-        batch, heads, groups, width = self.indices.shape
-        object.__setattr__(self, "shape", (batch, heads, groups, self.k_len))
+        object.__setattr__(self, "shape", (*self.indices.shape[:3], self.k_len))
+
+    @property
+    def rows(self) -> Lists:
         counts = (self.indices >= 0).sum(-1).reshape(-1)
-        starts = torch.arange(len(counts), device=counts.device) * width
-        object.__setattr__(self, "rows", (starts, counts, self.indices.reshape(-1)))
+        starts = torch.arange(len(counts), device=counts.device) * self.indices.shape[3]
+        return starts, counts, self.indices.reshape(-1)
 
     @classmethod
     def from_mask(cls, mask: Tensor, *, group: int) -> TokenPattern:
@@ -179,7 +179,6 @@ class StripePattern(CompressedRows):
     indices: Tensor = field(repr=False)
     shape: Shape
     group: int
-    rows: Lists = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_least("group", self.group, 1)

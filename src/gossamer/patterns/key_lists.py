@@ -20,9 +20,14 @@ class KeyLists:
     """Ascending lists of keys or key blocks, one for each (batch, head, query tile)."""
 
     shape: Shape  # of the mask
-    rows: Lists
-    """starts and counts (int64 [rows]) and flat (int32): list r is
-    ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order."""
+
+    @property
+    def rows(self) -> Lists:
+        """Starts and counts (int64 [rows]) and flat (int32).
+
+        List r is ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order.
+        """
+        raise NotImplementedError
 
     @property
     def counts(self) -> Tensor:
@@ -97,6 +102,10 @@ class CompressedRows(KeyLists):
     offsets: Tensor
     indices: Tensor
 
+    @property
+    def rows(self) -> Lists:
+        return self.offsets[:-1], self.offsets.diff(), self.indices
+
     def validate(self) -> Self:
         first, last, nnz = int(self.offsets[0]), int(self.offsets[-1]), self.indices.numel()
         if (first, last) != (0, nnz) or bool((self.offsets.diff() < 0).any()):
@@ -116,7 +125,6 @@ class CompressedRows(KeyLists):
                 f"expected 1 + {prod(self.shape[:3])} offsets for {self}, got "
                 f"{self.offsets.numel()}"
             )
-        object.__setattr__(self, "rows", (self.offsets[:-1], self.offsets.diff(), self.indices))
 
 
 def compress(mask: Tensor) -> tuple[Tensor, Tensor, Shape]:

@@ -6,7 +6,7 @@ votes keep of single decode steps, next to the heads' own best tokens, blocks, Q
 window of the same budget; passkeys beyond the trained context; and the selection cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -215,6 +215,10 @@ def _granularity(recall: dict[str, float], setting: str) -> Iterator[Claim]:
 @dataclass(frozen=True)
 class _MostRecent(TokenSelect):
     """StreamingLLM in TokenSelect's frame: every vote goes to the latest tokens."""
+
+    @property
+    def _own_count(self) -> Callable[[Tensor], Tensor]:
+        return self._count
 
     def _count(self, scores: Tensor) -> Tensor:
         order = torch.arange(scores.shape[2], dtype=scores.dtype, device=scores.device)

@@ -39,15 +39,20 @@ def decoded(model, tokens: torch.Tensor, steps: int) -> torch.Tensor:
 
 @pytest.fixture
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sequences of each call of a native block."""
+    """Sequences of each call of a native block, attention in it or not."""
     calls: list[int] = []
-    real = DecoderBlock.after
 
-    def after(self, attended, *rest):
-        calls.append(len(attended))
-        return real(self, attended, *rest)
+    def count(name: str) -> None:
+        real = getattr(DecoderBlock, name)
 
-    monkeypatch.setattr(DecoderBlock, "after", after)
+        def counted(self, sequences, *rest, **options):
+            calls.append(len(sequences))
+            return real(self, sequences, *rest, **options)
+
+        monkeypatch.setattr(DecoderBlock, name, counted)
+
+    count("after")
+    count("attend")
     return calls
 
 

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +23,7 @@ from gossamer.adapters.transformers.attention import (
 )
 from gossamer.adapters.transformers.cache import KVCache, KVLayer
 from gossamer.adapters.transformers.native_llama import (
-    attention_callers,
+    blocks_that_tell,
     quicken_dense,
     restore,
 )
@@ -73,6 +72,12 @@ class Attachment:
         self._embeddings: tuple[Tensor, Tensor] | None = None
         self._halves: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._steers = False  # the forward that runs now
+        kind = type(self.method)
+        self._only_selects = all(
+            getattr(kind, name) is getattr(AttentionMethod, name)
+            for name in ("__call__", "choose", "attend", "update_cache")
+        )
         self._hooks: list[Any] = []
         self._quickened: list[nn.Module] = []
         self._before: tuple[str, Attachment | None] | None = None
@@ -96,12 +101,11 @@ class Attachment:
         if self.lossless:
             self._quickened = quicken_dense(self.model)
         if not self.method.rotated_keys:
-            callers = attention_callers(self.model)
+            told = blocks_that_tell(self.model)
             self._hooks += [
-                callers.get(module, module).register_forward_pre_hook(
-                    partial(self._keep_rotary, module), with_kwargs=True
-                )
+                module.register_forward_pre_hook(self._hear_positions, with_kwargs=True)
                 for module in self.modules
+                if module not in told
             ]
         return self
 
@@ -191,8 +195,10 @@ class Attachment:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the decoder a gossamer cache before its forward."""
+        self._steers = False
         if attachment_of(self.modules[0]) is not self:  # another method is attached on top
             return args, kwargs
+        self._steers = self.model.get_decoder().config._attn_implementation == NAME
         self.updated.clear()
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")
@@ -204,25 +210,40 @@ class Attachment:
             self.adopt(cache)
         return args, kwargs
 
-    def _keep_rotary(
-        self, module: Any, caller: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _hear_positions(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.hear_positions(module, kwargs.get("position_embeddings"))
+
+    def hear_positions(self, module: Any, embeddings: tuple[Tensor, Tensor] | None) -> None:
         """Note the position encoding that an attention module is about to apply."""
-        embeddings = kwargs.get("position_embeddings")
-        if embeddings is None:
+        if embeddings is None or self.method.rotated_keys:
             return
         cosine, sine = embeddings
-        dim = module.head_dim
-        if cosine.shape[-1] != dim:
-            raise ValueError(
-                f"expected rotary encoding over the whole head dim {dim}, got "
-                f"{cosine.shape[-1]}; try a method that keeps encoded keys"
-            )
         if embeddings is not self._embeddings:  # layers mostly share them
+            dim = module.head_dim
+            if cosine.shape[-1] != dim:
+                raise ValueError(
+                    f"expected rotary encoding over the whole head dim {dim}, got "
+                    f"{cosine.shape[-1]}; try a method that keeps encoded keys"
+                )
             half = dim // 2
             self._embeddings = embeddings
             self._halves = (cosine[..., :half].float(), sine[..., :half].float())
         self._rotary[module.layer_idx] = self._halves
+
+    def step_layer(self, cache: Any, index: int, batch: int) -> KVLayer | None:
+        """Return the layer of a cache that a native block may write its next token to itself.
+
+        None where the token has to go through the cache's and the method's own functions.
+        """
+        if not (self._steers and self._only_selects) or not isinstance(cache, Cache):
+            return None
+        layer = cache.layers[index]
+        if not isinstance(layer, KVLayer) or layer.attachment is not self or cache.offloading:
+            return None
+        stored = layer.keys
+        if stored is None or stored.dtype is not torch.float32 or len(stored) != batch:
+            return None
+        return layer
 
     def _rank_rotary(self, n: int) -> tuple[Tensor, Tensor]:
         """Return float32 (cosine, sine) [n, D / 2] of positions 0 .. n - 1."""

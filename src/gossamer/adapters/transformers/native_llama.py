@@ -15,6 +15,8 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from gossamer.adapters.transformers.attention import attachment_of
+from gossamer.attention.base import AttentionMethod, LayerState
 from gossamer.kernels import backend
 from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
 from gossamer.kernels.lossless_gemv import LosslessWeight
@@ -22,6 +24,7 @@ from gossamer.kernels.packed import PackedWeight
 from gossamer.layers import LosslessLinear, PackedLinear
 from gossamer.layers.lossless_linear import is_decoding
 from gossamer.layers.packed_storage import UNCLAMPED
+from gossamer.patterns import TokenPattern
 
 
 class NativeLlamaLayer(LlamaDecoderLayer):
@@ -43,6 +46,11 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        parts: dict[str, Any] = self._modules  # whose attributes cost a lookup each
+        attention = parts["self_attn"]
+        attachment = attachment_of(attention)
+        if attachment is not None:
+            attachment.hear_positions(attention, position_embeddings)
         block = self._block() if self._decodes(hidden_states, position_embeddings) else None
         if block is None or position_embeddings is None:
             return super().forward(
@@ -54,12 +62,21 @@ class NativeLlamaLayer(LlamaDecoderLayer):
                 position_embeddings,
                 **kwargs,
             )
-        parts: dict[str, Any] = self._modules  # whose attributes cost a lookup each
-        attention = parts["self_attn"]
         first, second = parts["input_layernorm"], parts["post_attention_layernorm"]
         tokens = hidden_states.select(1, 0)
         cos, sin = (part.select(1, 0) for part in position_embeddings)
-        query, key, value = block.before(tokens, first.weight, first.variance_epsilon, cos, sin)
+        before = tokens, first.weight, first.variance_epsilon, cos, sin
+        after = tokens, second.weight, second.variance_epsilon
+        layer = None
+        if attachment is not None and (attention_mask is None or attention_mask.ndim == 1):
+            layer = attachment.step_layer(past_key_values, attention.layer_idx, len(tokens))
+        if attachment is not None and layer is not None:
+            state = layer.begin_step(attention.scaling, attention_mask)
+            into, rotates = layer.extend(), attachment.method.rotated_keys
+            query, key, value = block.before(*before, into=into, rotate_keys=rotates)
+            out = _attend(block, attachment.method, query, key, value, state, after)
+            return out.unsqueeze(1)
+        query, key, value = block.before(*before)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -77,9 +94,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             use_cache=use_cache,
             **kwargs,
         )
-        attended = attended.reshape(len(tokens), -1).contiguous()
-        out = block.after(attended, tokens, second.weight, second.variance_epsilon)
-        return out.unsqueeze(1)
+        return block.after(_flat(attended), *after).unsqueeze(1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without what was taken over."""
@@ -110,6 +125,39 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
                 return None
         return taken.block
+
+
+def _attend(
+    block: DecoderBlock,
+    method: AttentionMethod,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: LayerState,
+    after: tuple[Tensor, Tensor, float],
+) -> Tensor:
+    """Return what a block puts out for one new token a sequence [n, width]."""
+    chosen = method.choose(query, key, value, state)
+    pattern = chosen.pattern
+    if chosen.resumed is not None or not (pattern is None or isinstance(pattern, TokenPattern)):
+        attended = method.attend(query, key, value, chosen, state)
+        return block.after(_flat(attended.transpose(1, 2)), *after)
+    return block.attend(
+        query if chosen.query is None else chosen.query,
+        key,
+        value,
+        *after,
+        scale=state.scale,
+        pattern=pattern,
+        window=chosen.window,
+        rotary=chosen.rotary,
+        key_start=state.key_start,
+    )
+
+
+def _flat(attended: Tensor) -> Tensor:
+    """What attention returned, [n, 1, heads, head], as the block's [n, heads * head]."""
+    return attended.reshape(len(attended), -1).contiguous()
 
 
 class _Taken:
@@ -208,10 +256,9 @@ def quicken_dense(model: Any) -> list[nn.Module]:
     return _changed(linears, nn.Linear, LosslessLinear) + quicken(model)
 
 
-def attention_callers(model: Any) -> dict[nn.Module, nn.Module]:
-    """Return, by attention module, the block that may go round it but is told what it is told."""
-    blocks = (part for part in model.modules() if isinstance(part, NativeLlamaLayer))
-    return {block.self_attn: block for block in blocks}
+def blocks_that_tell(model: Any) -> set[nn.Module]:
+    """Return the attention modules whose block says itself which positions it encodes."""
+    return {part.self_attn for part in model.modules() if isinstance(part, NativeLlamaLayer)}
 
 
 def restore(modules: list[nn.Module]) -> None:

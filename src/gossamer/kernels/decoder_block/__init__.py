@@ -1,4 +1,4 @@
-"""A decoder block's linear layers for a few tokens, in one call on each side of attention.
+"""A decoder block for a few tokens, in one call before keys are chosen and one call after.
 
 A small model decodes a token in milliseconds, most of which goes into starting some twenty tiny
 operations a layer; here a layer starts two.
@@ -14,6 +14,13 @@ from gossamer.kernels import backend
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.sparse_gemv import MAX_VECTORS, taken_over
+from gossamer.kernels.validation import (
+    check_key_start,
+    check_pattern,
+    check_rotary,
+    check_scale,
+)
+from gossamer.patterns import TokenPattern, Window
 
 LINEARS = ("query", "key", "value", "out", "gate", "up", "down")
 
@@ -73,7 +80,15 @@ class DecoderBlock:
         return type(self), (self.weights, self.head)
 
     def before(
-        self, x: Tensor, norm: Tensor, eps: float, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        norm: Tensor,
+        eps: float,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        into: tuple[Tensor, Tensor] | None = None,
+        rotate_keys: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value of tokens.
 
@@ -86,6 +101,9 @@ class DecoderBlock:
         eps : float
         cos, sin : Tensor [n or 1, head] float32
             Of each token's angles, or of all tokens'; contiguous.
+        into : (keys, values), Tensor [n, kv_heads, k_len, head] float32, optional
+            Caches whose last token is written, and which are returned in place of new tensors.
+        rotate_keys : bool
 
         Returns
         -------
@@ -98,9 +116,12 @@ class DecoderBlock:
                 f"and {list(sin.shape)}"
             )
         _check_floats(cos=cos, sin=sin)
-        query = x.new_empty((vectors, self.heads, 1, self.head))
-        key = x.new_empty((vectors, self.kv_heads, 1, self.head))
-        value = x.new_empty((vectors, self.kv_heads, 1, self.head))
+        query = torch.empty((vectors, self.heads, 1, self.head))
+        if into is None:
+            shape = vectors, self.kv_heads, 1, self.head
+            into = torch.empty(shape), torch.empty(shape)
+        key, value = into
+        self._check_cache(vectors, key=key, value=value)
         self._held(vectors).before(
             x.data_ptr(),
             vectors,
@@ -110,11 +131,93 @@ class DecoderBlock:
             sin.data_ptr(),
             self.head if len(cos) > 1 else 0,
             query.data_ptr(),
-            key.data_ptr(),
-            value.data_ptr(),
+            _cache(key, key.shape[2] - 1),
+            _cache(value, value.shape[2] - 1),
+            rotate_keys,
             torch.get_num_threads(),
         )
         return query, key, value
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        x: Tensor,
+        norm: Tensor,
+        eps: float,
+        *,
+        scale: float,
+        pattern: TokenPattern | None = None,
+        window: Window | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        key_start: Tensor | None = None,
+    ) -> Tensor:
+        """Attend, then do what `after` does.
+
+        Parameters
+        ----------
+        query : Tensor [n, heads, 1, head] float32
+            Contiguous.
+        key, value : Tensor [n, kv_heads, k_len, head] float32
+            The caches of n sequences, the tokens' own keys last.
+        x, norm, eps
+            As in `after`.
+        scale : float
+            Of the products.
+        pattern : TokenPattern, optional
+            The tokens attended to: one list a sequence, or one a key head; None for all.
+        window : Window, optional
+            Without a pattern: hides keys between its sink and its local part.
+        rotary : (cosine, sine), Tensor [width, head / 2] float32 or longer, optional
+            With a pattern: rotates each listed key by its place in the list.
+        key_start : Tensor [n] int64, optional
+            First real key of each sequence.
+
+        Returns
+        -------
+        Tensor [n, width] float32
+        """
+        vectors = self._check(x, norm)
+        self._check_cache(vectors, key=key, value=value)
+        if tuple(query.shape) != (vectors, self.heads, 1, self.head):
+            raise ValueError(
+                f"expected query of [{vectors}, {self.heads}, 1, {self.head}], got "
+                f"{list(query.shape)}"
+            )
+        _check_floats(query=query)
+        if pattern is not None:
+            check_pattern(pattern, (TokenPattern,), query, key)
+        ids = None if pattern is None else pattern.indices.contiguous()
+        width = 0 if ids is None else ids.shape[3]
+        cosine = sine = None
+        if rotary is not None:
+            check_rotary(rotary, width, query)
+            cosine, sine = (table.contiguous() for table in rotary)
+        start = check_key_start(key_start, key)
+        result = torch.empty(x.shape)
+        self._held(vectors).attend(
+            query.data_ptr(),
+            _cache(key, 0),
+            _cache(value, 0),
+            key.shape[2],
+            check_scale(scale, self.head),
+            0 if window is None else window.sink,
+            0 if window is None else window.local,
+            _address(start),
+            _address(ids),
+            0 if ids is None else ids.shape[1],
+            width,
+            _address(cosine),
+            _address(sine),
+            x.data_ptr(),
+            vectors,
+            norm.data_ptr(),
+            eps,
+            result.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return result
 
     def after(self, attended: Tensor, x: Tensor, norm: Tensor, eps: float) -> Tensor:
         """Return what the block puts out.
@@ -140,7 +243,7 @@ class DecoderBlock:
                 f"{list(attended.shape)}"
             )
         _check_floats(attended=attended)
-        result = torch.empty_like(x)
+        result = torch.empty(x.shape)
         self._held(vectors).after(
             attended.data_ptr(),
             x.data_ptr(),
@@ -163,6 +266,20 @@ class DecoderBlock:
         _check_floats(x=x, norm=norm)
         return len(x)
 
+    def _check_cache(self, vectors: int, **parts: Tensor) -> None:
+        length = parts["key"].shape[2] if parts["key"].ndim == 4 else 0
+        wanted = (vectors, self.kv_heads, max(1, length), self.head)
+        for name, part in parts.items():
+            if part.shape != wanted or part.stride(3) != 1:
+                raise ValueError(
+                    f"expected {name} of {list(wanted)} with contiguous heads, got "
+                    f"{list(part.shape)}"
+                )
+            if part.dtype is not torch.float32 or not part.is_cpu:
+                raise TypeError(
+                    f"expected {name} to be float32 on the CPU, got {part.dtype} on {part.device}"
+                )
+
     def _held(self, vectors: int) -> Any:
         held = self._native.get(vectors)
         if held is None:
@@ -173,6 +290,16 @@ class DecoderBlock:
 
 def _native(weight: PackedWeight | LosslessWeight, vectors: int) -> Any:
     return taken_over(weight, vectors) if isinstance(weight, PackedWeight) else weight.native
+
+
+def _cache(rows: Tensor, token: int) -> tuple[int, int, int, int]:
+    """Where [n, heads, k_len, head] float32 begin at a token, and what lies between its rows."""
+    sequence, head, row, _ = rows.stride()
+    return rows.data_ptr() + 4 * token * row, sequence, head, row
+
+
+def _address(part: Tensor | None) -> int:
+    return 0 if part is None else part.data_ptr()
 
 
 def _check_floats(**tensors: Tensor) -> None:

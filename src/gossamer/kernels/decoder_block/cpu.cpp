@@ -40,6 +40,13 @@ void rotate(const DecoderBlockArgs &a, float *x, int64_t width) {
     }
 }
 
+void scatter(const DecoderBlockArgs &a, const float *x, int64_t width, const HeadRows &to) {
+    for (int64_t v = 0; v < a.vectors; ++v)
+        for (int64_t at = 0; at < width; at += a.head, x += a.head)
+            memcpy(to.data + v * to.vector + at / a.head * to.head, x,
+                   sizeof(float) * static_cast<size_t>(a.head));
+}
+
 // gate = silu(gate) * up; whole vectors, so both have room for W - 1 more.
 void gate_up(float *gate, const float *up, int64_t count) {
     for (int64_t i = 0; i < count; i += W) {
@@ -59,15 +66,19 @@ void multiply(GemvArgs weight, const float *x, float *out) {
 }  // namespace
 
 void before_attention(const DecoderBlockArgs &a) {
-    const int64_t width = a.query.depth;
-    Scratch scratch(sizeof(float) * static_cast<size_t>(a.vectors * width));
+    const int64_t width = a.query.depth, narrow = a.key.rows;
+    Scratch scratch(sizeof(float) * static_cast<size_t>(a.vectors * (width + 2 * narrow)) + 2 * 64);
     float *normed = scratch.take<float>(a.vectors * width);
+    float *key = scratch.take<float>(a.vectors * narrow);
+    float *value = scratch.take<float>(a.vectors * narrow);
     rms_norm(a.x, a.norm, a.eps, a.vectors, width, normed);
     multiply(a.query, normed, a.query.out);
-    multiply(a.key, normed, a.key.out);
-    multiply(a.value, normed, a.value.out);
+    multiply(a.key, normed, key);
+    multiply(a.value, normed, value);
     rotate(a, a.query.out, a.query.rows);
-    rotate(a, a.key.out, a.key.rows);
+    if (a.rotate_keys) rotate(a, key, narrow);
+    scatter(a, key, narrow, a.keys);
+    scatter(a, value, narrow, a.values);
 }
 
 void after_attention(const DecoderBlockArgs &a) {

@@ -13,6 +13,7 @@ from gossamer.kernels.validation import (
     check_attention,
     check_key_start,
     check_pattern,
+    check_rotary,
     check_scale,
     unit_stride,
 )
@@ -120,7 +121,7 @@ def gathered_attention(
         _check_state(state, query)
     starts, counts, indices = (part.contiguous() for part in pattern.rows)
     if rotary is not None:
-        _check_rotary(rotary, counts, query)
+        check_rotary(rotary, int(counts.max()) if counts.numel() else 0, query)
     output, lse = _gathered_attention(
         unit_stride(query),
         unit_stride(key),
@@ -151,23 +152,6 @@ def _check_state(state: AttentionState, query: Tensor) -> None:
             raise ValueError(
                 f"expected state.{name} to be float32 {list(shape)} on {query.device}, got "
                 f"{part.dtype} {list(part.shape)} on {part.device}"
-            )
-
-
-def _check_rotary(rotary: tuple[Tensor, Tensor], counts: Tensor, query: Tensor) -> None:
-    dim, device = query.shape[3], query.device
-    longest = int(counts.max()) if counts.numel() else 0
-    for name, table in zip(("cosine", "sine"), rotary, strict=True):
-        if table.dtype != torch.float32 or table.ndim != 2 or 2 * table.shape[1] != dim:
-            raise ValueError(
-                f"expected the {name} table to be float32 [n, {dim / 2:g}], got {table.dtype} "
-                f"{list(table.shape)}"
-            )
-        if table.device != device:
-            raise ValueError(f"expected the {name} table on {device}, got {table.device}")
-        if table.shape[0] < longest:
-            raise ValueError(
-                f"expected {name} rows for lists of {longest} tokens, got {table.shape[0]}"
             )
 
 

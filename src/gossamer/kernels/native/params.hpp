@@ -104,6 +104,22 @@ struct TopIndicesArgs {
     int threads;
 };
 
+// One decode step of TokenSelect; kernels/token_vote describes it.
+struct TokenVoteArgs {
+    PagedDotArgs keys;   // `begin` and `end` bound the candidates; query and scores are not used
+    const float *query;  // [batch, heads, dim]
+    const float *undo_cosine, *undo_sine;    // [batch or 1, dim / 2] or nullptr
+    int64_t undo_stride;                     // between sequences
+    const float *place_cosine, *place_sine;  // [2, dim / 2] or nullptr
+    float threshold;
+    bool fresh;       // nobody has voted yet
+    float *last;      // [batch, heads, dim] the queries that voted
+    int32_t *tokens;  // [batch, width]: sinks, voted tokens, recent ones
+    int64_t width, sink, local;
+    float *attends;         // out [batch, heads, dim]
+    int64_t *due, *scored;  // out: sequences that voted, keys that they scored
+};
+
 // Keys whose pooled product reaches the pooled threshold (AnchorAttention).
 struct StripeSearchArgs {
     View key;
@@ -130,6 +146,7 @@ struct StripeSearchArgs {
     entry(paged_dot, PagedDotArgs)               \
     entry(soft_votes, SoftVotesArgs)             \
     entry(top_indices, TopIndicesArgs)           \
+    entry(token_vote, TokenVoteArgs)             \
     entry(stripe_search, StripeSearchArgs)       \
     entry(random_walks, RandomWalksArgs)         \
     GOSSAMER_SET_KERNELS(entry)                  \

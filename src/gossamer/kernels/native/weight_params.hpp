@@ -81,6 +81,12 @@ struct GemvArgs {
     int threads;
 };
 
+// A row of `head` floats for each vector and each head of it; strides in floats.
+struct HeadRows {
+    float *data;
+    int64_t vector, head;
+};
+
 // A Llama block for a few tokens, on one side of attention: the weights of that side, each with
 // where its product goes; kernels/decoder_block describes the rest.
 struct DecoderBlockArgs {
@@ -91,6 +97,8 @@ struct DecoderBlockArgs {
     const float *cos, *sin;  // [vectors or 1, head]
     int64_t angle_stride;    // between vectors
     int64_t head;
+    HeadRows keys, values;  // where the products with key and value go
+    bool rotate_keys;
     const float *attended;  // [vectors, width of the heads]
     int64_t vectors;
 };
