@@ -241,7 +241,7 @@ class Attachment:
         if not isinstance(layer, KVLayer) or layer.attachment is not self or cache.offloading:
             return None
         stored = layer.keys
-        if stored is None or stored.dtype is not torch.float32 or len(stored) != batch:
+        if stored is None or stored.dtype is not torch.float32 or stored.shape[0] != batch:
             return None
         return layer
 

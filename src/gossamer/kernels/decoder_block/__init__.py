@@ -129,7 +129,7 @@ class DecoderBlock:
             eps,
             cos.data_ptr(),
             sin.data_ptr(),
-            self.head if len(cos) > 1 else 0,
+            self.head if cos.shape[0] > 1 else 0,
             query.data_ptr(),
             _cache(key, key.shape[2] - 1),
             _cache(value, value.shape[2] - 1),
@@ -261,10 +261,11 @@ class DecoderBlock:
                 f"expected x of [n, {self.width}] and norm of [{self.width}], got "
                 f"{list(x.shape)} and {list(norm.shape)}"
             )
-        if not 1 <= len(x) <= MAX_VECTORS:
-            raise ValueError(f"expected 1..{MAX_VECTORS} tokens, got {len(x)}")
+        vectors = x.shape[0]
+        if not 1 <= vectors <= MAX_VECTORS:
+            raise ValueError(f"expected 1..{MAX_VECTORS} tokens, got {vectors}")
         _check_floats(x=x, norm=norm)
-        return len(x)
+        return vectors
 
     def _check_cache(self, vectors: int, **parts: Tensor) -> None:
         length = parts["key"].shape[2] if parts["key"].ndim == 4 else 0

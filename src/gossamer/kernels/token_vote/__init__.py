@@ -119,25 +119,16 @@ def vote_step(
         If shapes, dtypes or tables do not fit.
     """
     check_attention(query, key, None, causal=False)
-    batch, _, q_len, dim = query.shape
-    width = memory.tokens.shape[1]
-    if q_len != 1 or len(memory.tokens) != batch or key.shape[2] < width:
+    (batch, _, q_len, dim), (sequences, width) = query.shape, memory.tokens.shape
+    if q_len != 1 or sequences != batch or key.shape[2] < width:
         raise ValueError(
-            f"expected one query of {len(memory.tokens)} sequences and {width} keys or more, got "
+            f"expected one query of {sequences} sequences and {width} keys or more, got "
             f"{list(query.shape)} and {key.shape[2]} keys"
         )
-    for name, tables, lead in (("undo", undo, ({1, batch}, {1})), ("place", memory.place, ({2},))):
-        for table in tables or ():
-            if (
-                table.dtype is not torch.float32
-                or table.ndim != len(lead) + 1
-                or table.shape[-1] * 2 != dim
-                or any(size not in sizes for size, sizes in zip(table.shape, lead, strict=False))
-            ):
-                raise ValueError(
-                    f"expected {name} to be float32 tables for a head dim of {dim}, got "
-                    f"{table.dtype} {list(table.shape)}"
-                )
+    if undo is not None:
+        _check_tables("undo", undo, ((1, 1, dim // 2), (batch, 1, dim // 2)))
+    if memory.place is not None:
+        _check_tables("place", memory.place, ((2, dim // 2),))
     scale = check_scale(scale, dim)
     chosen = backend.choose(impl, query.device, backend.WITHOUT_TRITON)
     fits = query.dtype is torch.float32 and count is None
@@ -146,6 +137,15 @@ def vote_step(
     if chosen != "cpu" or not fits or (impl == "auto" and dispatched()):
         return reference.vote_step(memory, query, key, threshold, undo, scale, count)
     return _native(memory, query, unit_stride(key), threshold, undo, scale)
+
+
+def _check_tables(name: str, tables: Tables, shapes: tuple[tuple[int, ...], ...]) -> None:
+    for table in tables:
+        if table.dtype is not torch.float32 or table.shape not in shapes:
+            raise ValueError(
+                f"expected {name} to be float32 tables of {list(shapes[-1])}, got {table.dtype} "
+                f"{list(table.shape)}"
+            )
 
 
 def _native(
@@ -172,7 +172,7 @@ def _native(
         key.shape[2],
         memory.begin.data_ptr(),
         *(0 if table is None else table.data_ptr() for table in (*tables, *places)),
-        0 if undo is None or len(undo[0]) == 1 else query.shape[3] // 2,
+        0 if undo is None or undo[0].shape[0] == 1 else query.shape[3] // 2,
         scale,
         threshold,
         fresh,
