@@ -198,6 +198,17 @@ def test_caches_that_do_not_fit_are_refused(change, error, named):
         block.attend(**given)
 
 
+def test_tokens_may_come_as_a_model_holds_them():
+    block = DecoderBlock({name: pack(w) for name, w in weights(**HEADS).items()}, 8)
+    x, norm, angles = torch.randn(3, 31), torch.ones(31), torch.randn(3, 8)
+    flat = block.before(x, norm, EPS, angles, angles)
+    found = block.before(x[:, None], norm, EPS, angles[:, None], angles[:, None])
+    assert all(torch.equal(*pair) for pair in zip(flat, found, strict=True))
+    attended = torch.randn(3, 32)
+    found = block.after(attended, x[:, None], norm, EPS)
+    assert torch.equal(found, block.after(attended, x, norm, EPS)[:, None])
+
+
 @pytest.mark.parametrize("gate", [-200.0, -88.0, -1e-3, 0.0, 1e-3, 88.0, 200.0])
 def test_the_gate_saturates_as_silu_does(gate):
     one = torch.ones(1, 1)
@@ -272,7 +283,7 @@ GOOD: dict[str, Any] = {
 }
 BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.ones(2, 7)}, ValueError, r"x of \[n, 8\]"),
-    ({"x": torch.ones(2, 1, 8)}, ValueError, r"x of \[n, 8\]"),
+    ({"x": torch.ones(2, 2, 8)}, ValueError, r"x of \[n, 8\]"),
     ({"norm": torch.ones(7)}, ValueError, r"norm of \[8\]"),
     ({"x": torch.ones(0, 8)}, ValueError, r"1..16 tokens, got 0"),
     ({"x": torch.ones(17, 8)}, ValueError, r"1..16 tokens, got 17"),

@@ -115,8 +115,11 @@ class TokenSelect(AttentionMethod):
                     continue
                 near = _run(start, start + self.n_init, key), _run(end - self.n_local, end, key)
                 lists.append(torch.cat([near[0], voted[b], near[1]]))
-        indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-        indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
+        if len(lists) == 1:  # nothing to pad
+            indices = lists[0][None, None, None]
+        else:
+            indices = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+            indices = indices.unflatten(0, (-1, batch)).transpose(0, 1)[:, None].contiguous()
         found = self._found(indices, group, query, key, scored)
         if self.rotated_keys or state.rank_rotary is None:
             return found

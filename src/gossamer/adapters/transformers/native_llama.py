@@ -63,19 +63,17 @@ class NativeLlamaLayer(LlamaDecoderLayer):
                 **kwargs,
             )
         first, second = parts["input_layernorm"], parts["post_attention_layernorm"]
-        tokens = hidden_states.select(1, 0)
-        cos, sin = (part.select(1, 0) for part in position_embeddings)
-        before = tokens, first.weight, first.variance_epsilon, cos, sin
-        after = tokens, second.weight, second.variance_epsilon
+        before = hidden_states, first.weight, first.variance_epsilon, *position_embeddings
+        after = hidden_states, second.weight, second.variance_epsilon
         layer = None
         if attachment is not None and (attention_mask is None or attention_mask.ndim == 1):
-            layer = attachment.step_layer(past_key_values, attention.layer_idx, tokens.shape[0])
+            batch = hidden_states.shape[0]
+            layer = attachment.step_layer(past_key_values, attention.layer_idx, batch)
         if attachment is not None and layer is not None:
             state = layer.begin_step(attention.scaling, attention_mask)
             into, rotates = layer.extend(), attachment.method.rotated_keys
             query, key, value = block.before(*before, into=into, rotate_keys=rotates)
-            out = _attend(block, attachment.method, query, key, value, state, after)
-            return out.unsqueeze(1)
+            return _attend(block, attachment.method, query, key, value, state, after)
         query, key, value = block.before(*before)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
@@ -94,7 +92,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             use_cache=use_cache,
             **kwargs,
         )
-        return block.after(_flat(attended), *after).unsqueeze(1)
+        return block.after(_flat(attended), *after)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without what was taken over."""
@@ -137,7 +135,7 @@ def _attend(
     state: LayerState,
     after: tuple[Tensor, Tensor, float],
 ) -> Tensor:
-    """Return what a block puts out for one new token a sequence [n, width]."""
+    """Return what a block puts out for one new token a sequence [n, 1, width]."""
     chosen = method.choose(query, key, value, state)
     pattern = chosen.pattern
     if chosen.resumed is not None or not (pattern is None or isinstance(pattern, TokenPattern)):

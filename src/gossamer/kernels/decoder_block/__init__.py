@@ -94,12 +94,12 @@ class DecoderBlock:
 
         Parameters
         ----------
-        x : Tensor [n, width] float32
+        x : Tensor [n, width] or [n, 1, width] float32
             1 to 16 tokens, contiguous.
         norm : Tensor [width] float32
             Weight of the norm.
         eps : float
-        cos, sin : Tensor [n or 1, head] float32
+        cos, sin : Tensor [n or 1, head] or [n or 1, 1, head] float32
             Of each token's angles, or of all tokens'; contiguous.
         into : (keys, values), Tensor [n, kv_heads, k_len, head] float32, optional
             Caches whose last token is written, and which are returned in place of new tensors.
@@ -110,7 +110,12 @@ class DecoderBlock:
         (Tensor [n, heads, 1, head], Tensor [n, kv_heads, 1, head], Tensor like key)
         """
         vectors = self._check(x, norm)
-        if cos.shape != sin.shape or cos.shape not in ((vectors, self.head), (1, self.head)):
+        angles = cos.shape[0] if cos.ndim else 0
+        if (
+            cos.shape != sin.shape
+            or angles not in (1, vectors)
+            or cos.numel() != angles * self.head
+        ):
             raise ValueError(
                 f"expected cos and sin of [{vectors} or 1, {self.head}], got {list(cos.shape)} "
                 f"and {list(sin.shape)}"
@@ -129,7 +134,7 @@ class DecoderBlock:
             eps,
             cos.data_ptr(),
             sin.data_ptr(),
-            self.head if cos.shape[0] > 1 else 0,
+            self.head if angles > 1 else 0,
             query.data_ptr(),
             _cache(key, key.shape[2] - 1),
             _cache(value, value.shape[2] - 1),
@@ -176,7 +181,7 @@ class DecoderBlock:
 
         Returns
         -------
-        Tensor [n, width] float32
+        Tensor like `x`
         """
         vectors = self._check(x, norm)
         self._check_cache(vectors, key=key, value=value)
@@ -226,7 +231,7 @@ class DecoderBlock:
         ----------
         attended : Tensor [n, heads * head] float32
             What attention returned; contiguous.
-        x : Tensor [n, width] float32
+        x : Tensor [n, width] or [n, 1, width] float32
             What entered the block.
         norm : Tensor [width] float32
             Weight of the second norm.
@@ -234,7 +239,7 @@ class DecoderBlock:
 
         Returns
         -------
-        Tensor [n, width] float32
+        Tensor like `x`
         """
         vectors = self._check(x, norm)
         if tuple(attended.shape) != (vectors, self.heads * self.head):
@@ -256,12 +261,12 @@ class DecoderBlock:
         return result
 
     def _check(self, x: Tensor, norm: Tensor) -> int:
-        if x.ndim != 2 or x.shape[1] != self.width or norm.shape != (self.width,):
+        vectors = x.shape[0] if x.ndim > 1 else 0
+        if x.numel() != vectors * self.width or norm.shape != (self.width,):
             raise ValueError(
                 f"expected x of [n, {self.width}] and norm of [{self.width}], got "
                 f"{list(x.shape)} and {list(norm.shape)}"
             )
-        vectors = x.shape[0]
         if not 1 <= vectors <= MAX_VECTORS:
             raise ValueError(f"expected 1..{MAX_VECTORS} tokens, got {vectors}")
         _check_floats(x=x, norm=norm)
