@@ -9,6 +9,7 @@ namespace gossamer::GOSSAMER_ISA {
 constexpr int64_t STREAM_ROWS = 16;     // query rows a (batch, key head) that still count as few
 constexpr int64_t STREAM_SPLIT = 1024;  // keys a task
 constexpr int64_t STREAM_STEP = 128;    // keys between two softmax updates
+constexpr int64_t STREAM_PART = 32;     // keys whose values are added up at a time
 constexpr int64_t PREFETCH = 48;        // rows ahead
 
 // Query heads that share one key head and one list of keys, for one group of queries.
@@ -88,11 +89,54 @@ GOSSAMER_INLINE void dot_keys(const float *query, int64_t rows, int64_t dim,
     }
 }
 
+// out[r, k] = query row r . key k for W keys that lie `stride` apart.
+template <class T>
+GOSSAMER_INLINE void dot_run(const float *query, int64_t rows, int64_t dim, const T *keys,
+                             int64_t stride, float *out, int64_t out_stride) {
+    constexpr int QUADS = W / 4;  // few enough bases to stay in registers
+    for (int64_t r = 0; r < rows; ++r, query += dim) {
+        const T *bases[QUADS];
+        for (int quad = 0; quad < QUADS; ++quad) bases[quad] = keys + 4 * quad * stride;
+        Vec products[W] = {};
+        int64_t d = 0;
+        for (; d + W <= dim; d += W) {
+            const Vec q = load(query + d);
+#pragma GCC unroll 4
+            for (int quad = 0; quad < QUADS; ++quad) {
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k)
+                    products[quad * 4 + k] += q * load(bases[quad] + k * stride);
+                bases[quad] += W;
+            }
+        }
+        for (; d < dim; ++d)
+            for (int k = 0; k < W; ++k) products[k][0] += query[d] * scalar(keys[k * stride + d]);
+        store(out + r * out_stride, sums(products));
+    }
+}
+
 template <class T>
 GOSSAMER_INLINE void prefetch_row(const T *row, int64_t dim) {
     const char *p = reinterpret_cast<const char *>(row);
     for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(T)); at += 64)
         __builtin_prefetch(p + at, 0, 2);
+}
+
+// Tokens of positions [at, end) of the span; returns how many there are.
+GOSSAMER_INLINE int64_t fill_tokens(const AttentionArgs &a, const KeySpan &span, int64_t at,
+                                    int64_t end, int32_t *tokens) {
+    int64_t count = 0;
+    if (span.ids == nullptr && (end <= span.gap_at || at >= span.gap_at)) {  // in a row
+        const int64_t first = span.token(at, 1);
+        for (; count < min64(end - at, a.k_len - first); ++count)
+            tokens[count] = static_cast<int32_t>(first + count);
+        return count;
+    }
+    for (int64_t i = at; i < end; ++i) {
+        const int64_t token = span.token(i, a.unit);
+        if (token < a.k_len) tokens[count++] = static_cast<int32_t>(token);
+    }
+    return count;
 }
 
 // One task: fold positions [begin, end) of the span into `tile`, whose rows are
@@ -107,13 +151,9 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
     const FloatEngine<T> runs(a, true);
     int32_t tokens[STREAM_STEP + PREFETCH];
     for (int64_t at = begin; at < end; at += STREAM_STEP) {
-        int64_t count = 0;
-        for (int64_t i = at; i < min64(end, at + STREAM_STEP + PREFETCH); ++i) {
-            const int64_t token = span.token(i, a.unit);
-            if (token < a.k_len) tokens[count++] = static_cast<int32_t>(token);
-        }
-        const int64_t ahead = count;
-        count = min64(count, STREAM_STEP);
+        const int64_t reach = min64(end, at + STREAM_STEP + PREFETCH);
+        const int64_t ahead = fill_tokens(a, span, at, reach, tokens);
+        const int64_t count = min64(ahead, STREAM_STEP);
         if (count == 0) continue;
         const Rows<T> rows = head.list(tokens, 0);
         const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
@@ -122,6 +162,12 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
                 prefetch_row(rows.key_row(j), a.dim);
         for (int64_t j = 0; j < count; j += W) {
             const int64_t many = min64(W, count - j);
+            if (run && a.cosine == nullptr && many == W) {
+                const T *near = rows.key_row(j);
+                for (int k = 0; k < W; ++k) prefetch_row(rows.value_row(j + k), a.dim);
+                dot_run(query, tile.rows, a.dim, near, a.key.token, scores + j, STREAM_STEP);
+                continue;
+            }
             const T *keys[W];
             for (int k = 0; k < W; ++k) {
                 const int64_t key = min64(j + k, count - 1);
@@ -156,8 +202,19 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             fill(row, count, columns, NEG_INF);
         }
         softmax_rows(tile, scores, STREAM_STEP, columns, a.scale, scores, STREAM_STEP);
-        const float *const panel = run ? runs.value_panel(rows, values) : values;
-        (run ? runs : engine).accumulate(tile, scores, STREAM_STEP, &panel, &count, 1, columns);
+        if (!run) {
+            const float *const panel = values;
+            engine.accumulate(tile, scores, STREAM_STEP, &panel, &count, 1, columns);
+            continue;
+        }
+        // The values came while keys were met; the next keys come while these values are.
+        for (int64_t j = 0; j < count; j += STREAM_PART) {
+            const int64_t part = min64(STREAM_PART, count - j);
+            for (int64_t k = 0; k < part; ++k)
+                prefetch_row(rows.key_row(0) + (count + j + k) * a.key.token, a.dim);
+            const float *const panel = reinterpret_cast<const float *>(rows.value_row(j));
+            runs.accumulate(tile, scores + j, STREAM_STEP, &panel, &part, 1, round_up(part, W));
+        }
     }
 }
 
