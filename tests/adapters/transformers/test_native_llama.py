@@ -191,6 +191,7 @@ METHODS = [
     attention.DenseAttention(),
     attention.StreamingAttention(sink=2, local=6),
     attention.TokenSelect(n_init=2, n_local=8, top_k=4, chunk=4),  # keeps raw keys
+    attention.HiPAttention(k=8, block_q=4, block_k=2, window=4, refresh_interval=3, dense_layers=1),
 ]
 
 
@@ -216,6 +217,54 @@ def test_an_attached_dense_model_decodes_natively(method, native_calls):
     found = attached_logits(model, method, lossless=True)
     assert native_calls == [1] * 6 * 2
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_padded_sequences_decode_natively_too(method, native_calls):
+    model, mask = trainable(), torch.ones(2, 40, dtype=torch.int64)
+    mask[0, :5] = 0
+    found = []
+    for lossless in (False, True):
+        with attention.use(model, method, lossless=lossless) as attached:
+            cache = attached.new_cache()
+            options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+            found.append(model.generate(ids(2, 40), past_key_values=cache, **options))
+    assert torch.equal(*found) and native_calls == [2] * 5 * 2
+
+
+class Halved(attention.DenseAttention):
+    """Attends in its own way, which no native block knows."""
+
+    def attend(self, query, key, value, selection, state):
+        return super().attend(query, key, value, selection, state) / 2
+
+
+class Reversed(attention.DenseAttention):
+    """Stores values in its own way."""
+
+    def update_cache(self, key, value, state):
+        return key, -value
+
+
+@pytest.mark.parametrize("method", [Halved(), Reversed()], ids=lambda one: type(one).__name__)
+def test_what_a_method_does_its_own_way_is_not_passed_over(method, native_calls):
+    model = trainable()
+    expected = attached_logits(model, method, lossless=False)
+    found = attached_logits(model, method, lossless=True)
+    assert native_calls == [1] * 6 * 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    usual = attached_logits(model, attention.DenseAttention(), lossless=True)
+    assert float((found - usual).abs().max()) > 1e-2
+
+
+def test_a_step_that_does_not_fit_leaves_the_cache_as_it_was():
+    model = trainable()
+    with attention.use(model, METHODS[0]) as attached:
+        cache = attached.new_cache()
+        model(ids(1, 30), past_key_values=cache)
+        with pytest.raises(ValueError, match="expected key like the stored"):
+            model(ids(2, 1), past_key_values=cache)
+        assert [layer.store.length for layer in cache.layers] == [30, 30]
 
 
 def test_a_model_is_given_back_as_it_was(native_calls):

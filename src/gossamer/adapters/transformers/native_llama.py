@@ -1,4 +1,4 @@
-"""Llama blocks whose linear layers decode in two native calls, attention between them."""
+"""Llama blocks that decode in two native calls; between them a method chooses its tokens."""
 
 from collections.abc import Iterable
 from typing import Any
