@@ -123,7 +123,11 @@ class TokenSelect(AttentionMethod):
         found = self._found(indices, group, query, key, scored)
         if self.rotated_keys or state.rank_rotary is None:
             return found
-        tables = state.rank_rotary(max(1, *map(len, lists)))
+        longest = max(map(len, lists))
+        tables = state.rank_rotary(max(1, longest))
+        if len(lists) == 1 and longest >= q_len:  # its own tokens end the list
+            compact = rotate(raw, *(table[longest - q_len : longest] for table in tables))
+            return replace(found, query=compact, rotary=tables)
         ranks = [_own_ranks(lists[b::batch], q_len, group) for b in range(batch)]
         rank = torch.stack(ranks).to(key.device)
         compact = rotate(raw, *(table[rank][:, None] for table in tables))
