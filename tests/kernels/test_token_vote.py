@@ -125,6 +125,19 @@ def test_a_query_without_a_direction_votes(impl, value):
     assert vote_step(own, torch.full_like(query, value), key, threshold=0.5, impl=impl)[1] > 0
 
 
+def test_a_query_may_lie_apart_in_memory(impl):
+    """A strided one used to be copied, and the copy freed before it was read."""
+    shape = AttentionShape(2, 6, 2, 1, 150, 40)
+    query, key, _ = attention_inputs(shape)
+    apart = torch.full((2, 6, 1, 80), torch.nan)
+    apart[..., ::2] = query
+    own, exact = memory([0, 5], 40), memory([0, 5], 40)
+    found = vote_step(own, apart[..., ::2], key, threshold=0.9, impl=impl)
+    expected = vote_step(exact, query, key, threshold=0.9, impl=impl)
+    assert torch.equal(found[0], expected[0]) and torch.equal(own.tokens, exact.tokens)
+    assert own.query is not None and own.query.is_contiguous()
+
+
 def test_reads_the_candidates_alone_and_nothing_when_it_reuses(isa, guarded):
     shape = AttentionShape(2, 6, 2, 1, 150, 40)
     query, key, _ = attention_inputs(shape)

@@ -159,13 +159,13 @@ def _native(
     fresh = memory.query is None
     if memory.query is None:
         memory.query = torch.empty(query.shape)
-    out = torch.empty(query.shape)
+    query, out = query.contiguous(), torch.empty(query.shape)
     sequence, head, row, _ = key.stride()
     none = (None, None)
     tables = [None if part is None else part.contiguous() for part in (undo or none)]
     places = [None if part is None else part.contiguous() for part in (memory.place or none)]
     due, scored = backend.native_module().token_vote(
-        query.contiguous().data_ptr(),
+        query.data_ptr(),
         query.shape,
         (key.data_ptr(), sequence, head, row),
         key.shape[1],

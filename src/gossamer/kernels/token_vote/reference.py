@@ -38,7 +38,7 @@ def vote_step(
     memory.tokens[:, width - memory.local :] = recent
     scored = 0
     if memory.query is None:
-        memory.query = voter.clone()
+        memory.query = voter.clone(memory_format=torch.contiguous_format)
     for b in due.nonzero().flatten().tolist():
         own = slice(b, b + 1)
         begin = memory.begin[own]
