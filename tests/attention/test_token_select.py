@@ -352,6 +352,15 @@ def test_values_that_were_not_selected_are_not_read() -> None:
     assert torch.equal(run(METHOD, query, key, value, LayerState())[1], before)
 
 
+def test_a_forward_without_a_cache_needs_no_context_against_gradients() -> None:
+    model = tiny_llama()
+    with use(model, METHOD):
+        found = model(prompt(), use_cache=False).logits
+        with torch.no_grad():
+            expected = model(prompt(), use_cache=False).logits
+    assert torch.equal(found, expected)
+
+
 def test_needs_the_encoding_to_take_it_off() -> None:
     query, key, value = attention_inputs(DECODE)
     with pytest.raises(ValueError, match=r"rotary encoding.*reindex_positions=False"):

@@ -52,20 +52,16 @@ class LosslessLinear(nn.Linear):
             taken = self.__dict__["_taken"] = mark, weight, pack_lossless(weight)
         return taken[2]
 
-    def mark(self) -> tuple[int, int, int | None, bool]:
+    def mark(self) -> tuple[int, int, int, bool]:
         """Return what changes whenever the layer's product does."""
         parameters: dict[str, Any] = self._parameters  # whose attributes cost a lookup each
         weight = parameters["weight"]
-        return id(weight), weight.data_ptr(), version_of(weight), parameters["bias"] is None
+        version = 0 if weight.is_inference() else weight._version
+        return id(weight), weight.data_ptr(), version, parameters["bias"] is None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the lossless form."""
         return {name: value for name, value in self.__dict__.items() if name != "_taken"}
-
-
-def version_of(weight: Tensor) -> int | None:
-    """Return what every change in place raises; None for a tensor that does not count them."""
-    return None if weight.is_inference() else weight._version
 
 
 def is_decoding(input: Tensor) -> bool:

@@ -187,18 +187,24 @@ class Attachment:
         """Return a fresh state for attention layer `layer`."""
         return LayerState(layer=layer, layers=len(self.modules), rank_rotary=self._rank_rotary)
 
+    def prepare(self, state: LayerState, scale: float, key_start: Tensor | None) -> LayerState:
+        """Tell a layer's state of the call that it is about to serve."""
+        state.rotary = self.rotary_of(state.layer)
+        state.scale, state.key_start, state.meter = scale, key_start, self.meter
+        return state
+
     def rotary_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return the position encoding of this call's tokens, halves only."""
         return self._rotary.get(layer)
 
     def _enter_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the decoder a gossamer cache before its forward."""
         self._steers = False
         if attachment_of(self.modules[0]) is not self:  # another method is attached on top
             return args, kwargs
-        self._steers = self.model.get_decoder().config._attn_implementation == NAME
+        self._steers = module.config._attn_implementation == NAME
         self.updated.clear()
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")

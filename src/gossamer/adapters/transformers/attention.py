@@ -125,13 +125,10 @@ def attend(
     attachment: Attachment = getattr(module, SLOT)
     index = module.layer_idx
     layer = attachment.updated.pop(index, None)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    state = attachment.new_state(index) if layer is None else layer.state
+    attachment.prepare(state, scale, attention_mask)
     if layer is None:  # no cache: this call's keys are all there is
-        state = attachment.new_state(index)
-        state.rotary = attachment.rotary_of(index)
-        key, value = attachment.method.update_cache(key, value, state)
-    else:
-        state = layer.state
-    state.scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    state.key_start = attention_mask
-    state.meter = attachment.meter
+        with torch.no_grad():
+            key, value = attachment.method.update_cache(key, value, state)
     return attachment.method(query, key, value, state).transpose(1, 2), None

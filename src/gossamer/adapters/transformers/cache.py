@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from gossamer.attention.base import LayerState
 from gossamer.attention.caches import KeyValueStore
 
 if TYPE_CHECKING:
@@ -48,13 +47,6 @@ class KVLayer(CacheLayerMixin):
             self.keys, self.values = self.store.append(*stored)
         attachment.updated[self.state.layer] = self
         return self.keys, self.values
-
-    def begin_step(self, scale: float, key_start: Tensor | None) -> LayerState:
-        """Return the state for a call of one token a sequence."""
-        state, attachment = self.state, self.attachment
-        state.rotary = attachment.rotary_of(state.layer)
-        state.scale, state.key_start, state.meter = scale, key_start, attachment.meter
-        return state
 
     def extend(self) -> tuple[Tensor, Tensor]:
         """Make room for one token, which the caller writes; return views of all, it included."""

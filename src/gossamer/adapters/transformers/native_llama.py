@@ -22,7 +22,7 @@ from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.layers import LosslessLinear, PackedLinear
-from gossamer.layers.lossless_linear import is_decoding, version_of
+from gossamer.layers.lossless_linear import is_decoding
 from gossamer.layers.packed_storage import UNCLAMPED
 from gossamer.patterns import TokenPattern
 
@@ -70,7 +70,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             batch = hidden_states.shape[0]
             layer = attachment.step_layer(past_key_values, attention.layer_idx, batch)
         if attachment is not None and layer is not None:
-            state = layer.begin_step(attention.scaling, attention_mask)
+            state = attachment.prepare(layer.state, attention.scaling, attention_mask)
             into, rotates = layer.extend(), attachment.method.rotated_keys
             query, key, value = block.before(*before, into=into, rotate_keys=rotates)
             return _attend(block, attachment.method, query, key, value, state, after)
@@ -120,8 +120,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         if taken is None or taken.inner != inner or not taken.current():
             taken = self.__dict__["_taken"] = _Taken(self, inner)
         for module in (*parts.values(), *inner):  # that someone may want called
-            own = module.__dict__
-            if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
                 return None
         return taken.block
 
@@ -165,35 +164,19 @@ class _Taken:
     def __init__(self, layer: NativeLlamaLayer, inner: list[nn.Module]) -> None:
         self.inner = inner
         self.packed = [part for part in inner if isinstance(part, PackedLinear)]
-        self.dense = [
-            (
-                part._parameters,
-                part.weight,
-                part.bias,
-                part.weight.data_ptr(),
-                version_of(part.weight),
-            )
-            for part in inner
-            if isinstance(part, LosslessLinear)
-        ]
-        self.marks = self._packed_marks()
-        self.weights = [part.weight for part in self.packed]  # keep their ids
+        self.dense = [part for part in inner if isinstance(part, LosslessLinear)]
+        self.marks = self._marks()
+        self.weights = [part.weight for part in (*self.packed, *self.dense)]  # keep their ids
         self.block = _decoder_block(layer)
 
     def current(self) -> bool:
         """Whether the layers still hold the same weights."""
-        for parameters, weight, bias, address, version in self.dense:
-            if (
-                parameters["weight"] is not weight
-                or parameters["bias"] is not bias
-                or weight.data_ptr() != address
-                or (version is not None and weight._version != version)
-            ):
-                return False
-        return not self.packed or self._packed_marks() == self.marks
+        return self._marks() == self.marks
 
-    def _packed_marks(self) -> list[tuple]:
-        return [(id(part.weight), part.bias is None, part.clamp) for part in self.packed]
+    def _marks(self) -> list[tuple]:
+        """Return what changes whenever a layer's product does."""
+        packed = [(id(part.weight), part.bias is None, part.clamp) for part in self.packed]
+        return packed + [part.mark() for part in self.dense]
 
 
 Linear = PackedLinear | LosslessLinear
