@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import ceil, prod
 from typing import TYPE_CHECKING, Self
@@ -16,18 +17,18 @@ Shape = tuple[int, int, int, int]
 Lists = tuple[Tensor, Tensor, Tensor]
 
 
-class KeyLists:
+class KeyLists(ABC):
     """Ascending lists of keys or key blocks, one for each (batch, head, query tile)."""
 
     shape: Shape  # of the mask
 
     @property
+    @abstractmethod
     def rows(self) -> Lists:
         """Starts and counts (int64 [rows]) and flat (int32).
 
         List r is ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order.
         """
-        raise NotImplementedError
 
     @property
     def counts(self) -> Tensor:

@@ -163,7 +163,6 @@ class DecoderBlock:
         Parameters
         ----------
         query : Tensor [n, heads, 1, head] float32
-            Contiguous.
         key, value : Tensor [n, kv_heads, k_len, head] float32
             The caches of n sequences, the tokens' own keys last.
         x, norm, eps
@@ -190,6 +189,7 @@ class DecoderBlock:
                 f"expected query of [{vectors}, {self.heads}, 1, {self.head}], got "
                 f"{list(query.shape)}"
             )
+        query = query.contiguous()  # a method may have made it anew
         _check_floats(query=query)
         if pattern is not None:
             check_pattern(pattern, (TokenPattern,), query, key)

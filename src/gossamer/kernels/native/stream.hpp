@@ -207,7 +207,8 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             engine.accumulate(tile, scores, STREAM_STEP, &panel, &count, 1, columns);
             continue;
         }
-        // The values came while keys were met; the next keys come while these values are.
+        // The values came while keys were met; the next keys come while these values are. Behind
+        // the last key there may be no memory: a prefetch of it does nothing.
         for (int64_t j = 0; j < count; j += STREAM_PART) {
             const int64_t part = min64(STREAM_PART, count - j);
             for (int64_t k = 0; k < part; ++k)
