@@ -92,7 +92,7 @@ def test_meter_counts_every_pair(case: int, shape: AttentionShape) -> None:
     pattern, window = patterns(shape)[case]
     meter = Meter()
     selection = Selection(pattern, window, resumed_pairs=11, searched=70, keys_read=5)
-    meter.add(selection, query, key)
+    meter.add(selection, tuple(query.shape), key)
     visible = visible_keys(pattern, query, key, window=window)
     causal = int(visible_keys(None, query, key).sum())
     assert causal == 8 * causal_pairs(shape.q_len, 100)
@@ -113,9 +113,9 @@ def test_meter_adds_calls_up() -> None:
     query, key, _ = attention_inputs(AttentionShape(1, 4, 2, 10, 10, 8))
     meter = Meter()
     assert (meter.density, meter.selection_share, meter.bytes_read) == (0.0, 0.0, 0)
-    meter.add(Selection(), query, key)
+    meter.add(Selection(), tuple(query.shape), key)
     assert meter.density == 1.0
-    meter.add(Selection(window=Window(0, 1), searched=110), query, key)
+    meter.add(Selection(window=Window(0, 1), searched=110), tuple(query.shape), key)
     assert meter.density == (55 + 10) / 110
     assert meter.selection_share == 110 / 440
 
@@ -125,7 +125,7 @@ def test_meter_keeps_lists_as_they_were() -> None:
     query, key, _ = attention_inputs(DECODE)
     meter, tokens = Meter(), torch.full((2, 1, 1, 5), -1, dtype=torch.int32)
     tokens[..., 0] = 7
-    meter.add(Selection(TokenPattern(tokens, group=1, k_len=100)), query, key)
+    meter.add(Selection(TokenPattern(tokens, group=1, k_len=100)), tuple(query.shape), key)
     tokens[..., 1] = 8
     assert meter.density == 1 / 100
 

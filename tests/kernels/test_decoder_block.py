@@ -13,15 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.kernels import block_sparse_attention, gathered_attention, pack, pack_lossless
+from gossamer.kernels import (
+    Vote,
+    VoteMemory,
+    block_sparse_attention,
+    gathered_attention,
+    pack,
+    pack_lossless,
+    vote_step,
+)
 from gossamer.kernels.backend import instruction_sets
-from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
+from gossamer.kernels.decoder_block import LINEARS, DecoderBlock, run_steps
 from gossamer.patterns import TokenPattern, Window
 from gossamer.testing import random_mask, rotary_tables
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="native kernels are not built")
 
 EPS = 1e-5
+CPU = torch.device("cpu")
 STORED = [pack, partial(pack, dtype=torch.bfloat16), pack_lossless]
 
 
@@ -143,18 +152,18 @@ def test_keys_and_values_go_to_the_end_of_a_cache(sequences, rotate_keys, guarde
 LISTS = torch.tensor([[[[0, 3, 4, 19]], [[1, 2, -1, -1]]], [[[5, 19, -1, -1]], [[-1] * 4]]]).int()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"key_start": torch.tensor([0, 7])},
-        {"window": Window(sink=2, local=5)},
-        {"pattern": TokenPattern(LISTS, group=1, k_len=20)},
-        {"pattern": TokenPattern(LISTS[:, :1].contiguous(), group=1, k_len=20)},
-        {"pattern": TokenPattern(LISTS[:, :, :, :0].contiguous(), group=1, k_len=20)},
-        {"pattern": TokenPattern(LISTS, group=1, k_len=20), "rotary": rotary_tables(6, 8)},
-    ],
-)
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"key_start": torch.tensor([0, 7])},
+    {"window": Window(sink=2, local=5)},
+    {"pattern": TokenPattern(LISTS, group=1, k_len=20)},
+    {"pattern": TokenPattern(LISTS[:, :1].contiguous(), group=1, k_len=20)},
+    {"pattern": TokenPattern(LISTS[:, :, :, :0].contiguous(), group=1, k_len=20)},
+    {"pattern": TokenPattern(LISTS, group=1, k_len=20), "rotary": rotary_tables(6, 8)},
+]
+
+
+@pytest.mark.parametrize("options", CHOICES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_attention_and_what_follows_it_are_one_call(options, threads, guarded):
     dense = weights(**HEADS)
@@ -172,6 +181,125 @@ def test_attention_and_what_follows_it_are_one_call(options, threads, guarded):
     attended = kernel(query, key, value, scale=0.3, impl="reference", **options)
     exact = after(dense, attended.reshape(2, -1), x, norm)
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def chain(blocks: int, sequences: int, **options):
+    """Blocks, their caches and norms, and the steps of a token through them."""
+    built, parts, steps = [], [], []
+    for place in range(blocks):
+        dense = weights(31, 4, 2, 8, 17, 0.9 - place / 8)
+        built.append(DecoderBlock({name: pack(w) for name, w in dense.items()}, 8))
+        generator = torch.Generator().manual_seed(place)
+        norms = tuple(1 + torch.randn(2, 31, generator=generator) / 4)
+        key, value = (part + place for part in caches(sequences, 20))
+        parts.append((key, value, norms))
+        steps.append(built[-1].step(key, value, norms, (EPS, 2 * EPS), scale=0.3, **options))
+    return built, parts, steps
+
+
+@pytest.mark.parametrize("options", CHOICES)
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+@pytest.mark.parametrize("rotate_keys", [True, False])
+def test_steps_are_their_blocks_one_by_one(blocks, options, rotate_keys):
+    built, parts, steps = chain(blocks, 2, rotate_keys=rotate_keys, **options)
+    x, angles = torch.randn(2, 1, 31), torch.randn(2, 1, 8)
+    angles = angles.cos(), angles.sin()
+    exact, mine = x, x
+    kept = [(key.clone(), value.clone()) for key, value, _ in parts]
+    for block, (key, value), (_, _, norms) in zip(built, kept, parts, strict=True):
+        query, *_ = block.before(
+            exact, norms[0], EPS, *angles, into=(key, value), rotate_keys=rotate_keys
+        )
+        exact = block.attend(query, key, value, exact, norms[1], 2 * EPS, scale=0.3, **options)
+    mine, scored = run_steps(steps, x, *angles)
+    assert torch.equal(mine, exact) and scored == [0] * blocks
+    for (key, value, _), cache in zip(parts, kept, strict=True):
+        assert torch.equal(key, cache[0]) and torch.equal(value, cache[1])
+
+
+@pytest.mark.parametrize("rotate_keys", [True, False])
+def test_a_vote_is_cast_between_the_halves_of_a_block(rotate_keys):
+    votes = [VoteMemory.empty([0, 3], sink=2, k=4, local=5, device=CPU) for _ in range(2)]
+    angles = torch.randn(1, 4).repeat(1, 2)
+    angles = angles.cos(), angles.sin()
+    undo = tuple(part[:, None, :4] * sign for part, sign in zip(angles, (1, -1), strict=True))
+    dense = weights(31, 4, 2, 8, 17, 0.9)
+    block = DecoderBlock({name: pack(w) for name, w in dense.items()}, 8)
+    norms, room = (torch.ones(31), torch.ones(31)), caches(2, 24)
+    caches_of = [[part.clone() for part in room] for _ in range(2)]
+    step = None
+    for k_len in (21, 22, 24):
+        (key, value), (own_key, own_value) = (
+            [part[:, :, :k_len] for part in cache] for cache in caches_of
+        )
+        own = Vote(votes[0], 0.5 if k_len < 24 else 1.1)
+        x = torch.randn(2, 31)
+        pattern = TokenPattern(votes[0].tokens[:, None, None], group=1, k_len=k_len)
+        if step is None or k_len == 24 or not step.follow(own_key, own_value):
+            step = block.step(
+                own_key, own_value, norms, (EPS, EPS), scale=0.3, rotate_keys=rotate_keys,
+                pattern=pattern, vote=own,
+            )  # fmt: skip
+        found, (scored,) = run_steps([step], x, *angles)
+        query, *_ = block.before(
+            x, norms[0], EPS, *angles, into=(key, value), rotate_keys=rotate_keys
+        )
+        vote = Vote(votes[1], own.threshold, None if rotate_keys else undo)
+        query, expected = vote_step(vote, query, key)
+        tokens = votes[1].tokens[:, None, None]
+        pattern = TokenPattern(tokens, group=1, k_len=k_len)
+        exact = block.attend(query, key, value, x, norms[1], EPS, scale=0.3, pattern=pattern)
+        assert scored == expected
+        assert torch.equal(votes[0].tokens, votes[1].tokens)
+        assert (votes[0].hits, votes[0].asked) == (votes[1].hits, votes[1].asked)
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_follows_its_cache_alone():
+    _, parts, (step,) = chain(1, 2)
+    key, value, _ = parts[0]
+    assert step.follow(key[:, :, :12], value[:, :, :12]) and step.key.shape[2] == 12
+    assert not step.follow(key.clone(), value) and not step.follow(key, value.clone())
+    memory = VoteMemory.empty([0, 0], sink=2, k=4, local=5, device=CPU)
+    pattern = TokenPattern(memory.tokens[:, None, None], group=1, k_len=20)
+    _, parts, (step,) = chain(1, 2, pattern=pattern, vote=Vote(memory, 0.9))
+    memory.query = torch.ones(2, 4, 1, 8)  # another step voted first
+    assert not step.follow(*parts[0][:2])
+
+
+def test_steps_that_do_not_fit_are_refused():
+    memory = VoteMemory.empty([0, 0], sink=2, k=4, local=5, device=CPU)
+    tokens = memory.tokens[:, None, None]
+    pattern = TokenPattern(tokens, group=1, k_len=20)
+    other = TokenPattern(tokens.clone(), group=1, k_len=20)
+    for options in (
+        {"vote": Vote(memory, 0.9)},
+        {"vote": Vote(memory, 0.9), "pattern": other},
+        {"vote": Vote(memory, 0.9, count=torch.sum), "pattern": pattern},
+    ):
+        with pytest.raises(ValueError, match="a vote by softmax on the tokens"):
+            chain(1, 2, **options)
+    _, parts, steps = chain(1, 2)
+    x, angles = torch.randn(3, 31), torch.ones(1, 8)
+    before_step = [part.clone() for part in parts[0][:2]]
+    with pytest.raises(ValueError, match="blocks for 3 tokens"):
+        run_steps(steps, x, angles, angles)
+    with pytest.raises(ValueError, match="cos and sin"):
+        run_steps(steps, x[:2], angles[:, :4], angles)
+    with pytest.raises(TypeError, match="x to be contiguous float32"):
+        run_steps(steps, x[:2].double(), angles, angles)
+    assert all(torch.equal(*pair) for pair in zip(parts[0][:2], before_step, strict=True))
+
+
+def test_steps_read_no_more_than_they_name(guarded):
+    built, parts, _ = chain(2, 2)
+    x, angles = guarded(torch.randn(2, 31)), guarded(torch.ones(1, 8))
+    steps = [
+        block.step(*caches(2, 20, guarded), (guarded(norms[0]), guarded(norms[1])), (EPS, EPS),
+                   scale=0.3)
+        for block, (_, _, norms) in zip(built, parts, strict=True)
+    ]  # fmt: skip
+    assert bool(run_steps(steps, x, angles, angles)[0].isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """TokenSelect's decode step: every implementation keeps and casts the same votes."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import (
+    Vote,
     VoteMemory,
     instruction_sets,
     paged_dot,
@@ -15,6 +18,7 @@ from gossamer.kernels import (
     top_indices,
     vote_step,
 )
+from gossamer.kernels.backend import Impl
 from gossamer.testing import AttentionShape, attention_inputs, rotary_tables
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -27,6 +31,12 @@ def memory(starts: list[int], dim: int, *, placed: bool = True) -> VoteMemory:
     cosine, sine = rotary_tables(SINK + K + LOCAL, dim)
     place = (cosine[[LOCAL, -1]], sine[[LOCAL, -1]]) if placed else None
     return VoteMemory.empty(starts, sink=SINK, k=K, local=LOCAL, device=CPU, place=place)
+
+
+def cast(
+    own: VoteMemory, query: Tensor, key: Tensor, *, impl: Impl = "auto", **how: Any
+) -> tuple[Tensor, int]:
+    return vote_step(Vote(own, **how), query, key, impl=impl)
 
 
 def towards(shape: AttentionShape, degrees: list[float]) -> Tensor:
@@ -60,7 +70,7 @@ def test_the_step_is_its_formula(impl, heads, batch, k_len, dim, placed, encoded
     own = memory(starts, dim, placed=placed)
     angle = torch.randn(data.draw(st.sampled_from([1, batch])), 1, dim // 2)
     undo = (angle.cos(), angle.sin()) if encoded else None
-    attends, scored = vote_step(own, query, key, threshold=0.9, undo=undo, scale=0.3, impl=impl)
+    attends, scored = cast(own, query, key, threshold=0.9, undo=undo, scale=0.3, impl=impl)
     raw = query if undo is None else rotate(query, *(table[:, None] for table in undo))
     voter = raw
     if own.place is not None:
@@ -90,9 +100,7 @@ def test_each_sequence_reuses_on_its_own(impl):
     own = memory([0, 7], 16, placed=False)
 
     def step(degrees: list[float], k_len: int) -> tuple[list[list[int]], int]:
-        _, scored = vote_step(
-            own, towards(shape, degrees), key[:, :, :k_len], threshold=0.7, impl=impl
-        )
+        _, scored = cast(own, towards(shape, degrees), key[:, :, :k_len], threshold=0.7, impl=impl)
         return own.tokens[:, SINK:-LOCAL].tolist(), scored
 
     first, scored = step([0, 0], 118)
@@ -112,7 +120,7 @@ def test_thresholds_that_always_or_never_hold(impl, threshold, hits):
     query, key, _ = attention_inputs(shape)
     own = memory([0], 8)
     for step in range(6):
-        vote_step(own, query * (-1) ** step, key, threshold=threshold, impl=impl)
+        cast(own, query * (-1) ** step, key, threshold=threshold, impl=impl)
     assert (own.hits, own.asked) == (hits, 5)
 
 
@@ -121,8 +129,8 @@ def test_a_query_without_a_direction_votes(impl, value):
     shape = AttentionShape(1, 2, 1, 1, 90, 8)
     query, key, _ = attention_inputs(shape)
     own = memory([0], 8, placed=False)
-    vote_step(own, query, key, threshold=0.5, impl=impl)
-    assert vote_step(own, torch.full_like(query, value), key, threshold=0.5, impl=impl)[1] > 0
+    cast(own, query, key, threshold=0.5, impl=impl)
+    assert cast(own, torch.full_like(query, value), key, threshold=0.5, impl=impl)[1] > 0
 
 
 def test_a_query_may_lie_apart_in_memory(impl):
@@ -132,8 +140,8 @@ def test_a_query_may_lie_apart_in_memory(impl):
     apart = torch.full((2, 6, 1, 80), torch.nan)
     apart[..., ::2] = query
     own, exact = memory([0, 5], 40), memory([0, 5], 40)
-    found = vote_step(own, apart[..., ::2], key, threshold=0.9, impl=impl)
-    expected = vote_step(exact, query, key, threshold=0.9, impl=impl)
+    found = cast(own, apart[..., ::2], key, threshold=0.9, impl=impl)
+    expected = cast(exact, query, key, threshold=0.9, impl=impl)
     assert torch.equal(found[0], expected[0]) and torch.equal(own.tokens, exact.tokens)
     assert own.query is not None and own.query.is_contiguous()
 
@@ -142,14 +150,14 @@ def test_reads_the_candidates_alone_and_nothing_when_it_reuses(isa, guarded):
     shape = AttentionShape(2, 6, 2, 1, 150, 40)
     query, key, _ = attention_inputs(shape)
     own, apart = memory([0, 5], 40), memory([0, 5], 40)
-    vote_step(own, query, key, threshold=0.9)
+    cast(own, query, key, threshold=0.9)
     poisoned = key.clone()
     poisoned[:, :, -LOCAL:] = torch.nan
     poisoned[0, :, :SINK] = torch.nan
     poisoned[1, :, : 5 + SINK] = torch.nan
-    vote_step(apart, guarded(query), guarded(poisoned), threshold=0.9)
+    cast(apart, guarded(query), guarded(poisoned), threshold=0.9)
     assert torch.equal(own.tokens, apart.tokens)
-    vote_step(apart, query, torch.full_like(key, torch.nan), threshold=0.9)
+    cast(apart, query, torch.full_like(key, torch.nan), threshold=0.9)
     assert torch.equal(own.tokens, apart.tokens) and apart.hits == 2
 
 
@@ -157,8 +165,8 @@ def test_every_instruction_set_votes_alike(isa):
     shape = AttentionShape(2, 9, 3, 1, 2100, 64)
     query, key, _ = attention_inputs(shape)
     own, exact = memory([0, 700], 64), memory([0, 700], 64)
-    found = vote_step(own, query, key, threshold=0.9, impl="cpu")
-    expected = vote_step(exact, query, key, threshold=0.9, impl="reference")
+    found = cast(own, query, key, threshold=0.9, impl="cpu")
+    expected = cast(exact, query, key, threshold=0.9, impl="reference")
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     same = (own.tokens == exact.tokens).float().mean()
     assert float(same) > 0.9  # rounding may swap neighbours at the edge
@@ -168,22 +176,26 @@ def test_other_types_and_other_votes_fall_back():
     shape = AttentionShape(1, 2, 1, 1, 90, 8)
     query, key, _ = attention_inputs(shape, dtype=torch.bfloat16)
     own = memory([0], 8)
-    assert vote_step(own, query, key, threshold=0.9)[0].dtype == torch.bfloat16
+    assert cast(own, query, key, threshold=0.9)[0].dtype == torch.bfloat16
     last = VoteMemory.empty([0], sink=SINK, k=K, local=LOCAL, device=CPU)
     places = torch.arange(90.0)[None]
-    vote_step(last, query.float(), key.float(), threshold=0.9, count=lambda _: places)
+    cast(last, query.float(), key.float(), threshold=0.9, count=lambda _: places)
     assert last.tokens[0, SINK:-LOCAL].tolist() == list(range(90 - K, 90))
     for change in ({"count": soft_votes}, {"query": query, "key": key}):
         given = {"query": query.float(), "key": key.float()} | change
         with pytest.raises(TypeError, match="impl='cpu'"):
-            vote_step(own, **given, threshold=0.9, impl="cpu")
+            cast(own, **given, threshold=0.9, impl="cpu")
 
 
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
         ({"query": torch.randn(1, 2, 2, 8)}, ValueError, "one query"),
-        ({"query": torch.randn(2, 2, 1, 8), "key": torch.randn(2, 1, 90, 8)}, ValueError, "1 seq"),
+        (
+            {"query": torch.randn(2, 2, 1, 8), "key": torch.randn(2, 1, 90, 8)},
+            ValueError,
+            "expected 1 sequences",
+        ),
         ({"key": torch.randn(1, 1, SINK + K + LOCAL - 1, 8)}, ValueError, "keys or more"),
         ({"undo": rotary_tables(1, 8)}, ValueError, "undo"),
         ({"undo": tuple(torch.ones(1, 1, 4).double() for _ in "cs")}, ValueError, "undo"),
@@ -197,5 +209,5 @@ def test_refuses_what_does_not_fit(change, error, named):
     own = memory([0], 8)
     before = own.tokens[:, :SINK].clone()
     with pytest.raises(error, match=named):
-        vote_step(own, **(given | change))
+        cast(own, **(given | change))
     assert own.query is None and torch.equal(own.tokens[:, :SINK], before)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.attention.base import AttentionMethod, LayerState, Selection
+from gossamer.attention.base import EVERYTHING, AttentionMethod, LayerState, Selection
 from gossamer.kernels import block_sparse_state, stripe_search
 from gossamer.patterns import BlockPattern
 
@@ -95,7 +95,7 @@ class AnchorAttention(AttentionMethod):
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         (batch, heads, q_len, _), k_len = query.shape, key.shape[2]
         if q_len < self.block or state.value is None or state.layer < self.dense_layers:
-            return Selection()
+            return EVERYTHING
         step = self.step_for(q_len)
         start = state.key_start
         if start is None:
@@ -128,6 +128,9 @@ class AnchorAttention(AttentionMethod):
             resumed_pairs=near.pairs(q_len, k_len) * heads,
             searched=int(((local_start - sink_end) * rows).sum()) * heads,
         )
+
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection:
+        return EVERYTHING  # one query is fewer than a block
 
     def _regions(self, step: int, q_len: int, k_len: int, start: Tensor) -> tuple[Tensor, Tensor]:
         """End of the sinks and start of the local part, int64 [B, groups], whole key blocks."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from gossamer.attention.rotary import inverse
 from gossamer.kernels import (
     AttentionState,
+    Vote,
     block_sparse_attention,
     gathered_attention,
     rotate,
@@ -46,6 +47,8 @@ class Selection:
         Query-key products computed to choose, over batch and heads.
     keys_read : int
         Key vectors read to choose, over batch and key heads.
+    vote : Vote, optional
+        Brings `pattern` and the query up to date; only `select_ahead` leaves it to be cast.
     """
 
     pattern: BlockPattern | TokenPattern | StripePattern | None = None
@@ -56,6 +59,14 @@ class Selection:
     rotary: tuple[Tensor, Tensor] | None = None
     searched: int = 0
     keys_read: int = 0
+    vote: Vote | None = None
+
+    def voted(self, scored: int, heads: int, kv_heads: int) -> Selection:
+        """Return what is left to choose after a vote that scored that many keys: nothing."""
+        return replace(self, searched=scored * heads, keys_read=scored * kv_heads, vote=None)
+
+
+EVERYTHING = Selection()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +91,9 @@ class Meter:
         self._causal = self._attended = self._searched = self._bytes_read = 0
         self._noted: list[_Call] = []
 
-    def add(self, selection: Selection, query: Tensor, key: Tensor) -> None:
-        """Note one call of [B, H, q_len, D] query against [B, H_kv, k_len, D] key."""
-        batch, heads, q_len, dim = query.shape
+    def add(self, selection: Selection, queries: tuple[int, ...], key: Tensor) -> None:
+        """Note one call of queries [B, H, q_len, D] against key [B, H_kv, k_len, D]."""
+        batch, heads, q_len, dim = queries
         light = selection
         if any(part is not None for part in (light.resumed, light.query, light.rotary)):
             light = replace(selection, resumed=None, query=None, rotary=None)
@@ -195,7 +206,8 @@ class AttentionMethod:
     """Base of every attention method: override `select`, and `update_cache` if need be.
 
     A method is a frozen set of hyper-parameters; everything that changes lives in the
-    `LayerState` it is handed. Where `select` alone is overridden, a model may decode natively.
+    `LayerState` it is handed. Where nothing but `select` and `select_ahead` is overridden, a
+    model may decode natively.
     """
 
     @property
@@ -217,7 +229,23 @@ class AttentionMethod:
         -------
         Selection
         """
-        return Selection()
+        return EVERYTHING
+
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection | None:
+        """Choose what the next token of each sequence attends to before its query is known.
+
+        A model then goes through block after block in one native call. None (the default) where
+        the choice needs the query; a `Selection.vote` may leave a part of it to native code, which
+        meets the query as keys are kept. Where all that changed since the last token has been
+        written into the tensors of the last selection, that is to be returned again.
+
+        Parameters
+        ----------
+        key : Tensor [B, H_kv, k_len - 1, D] float32
+            The cache of the earlier tokens.
+        state : LayerState
+        """
+        return None
 
     def update_cache(self, key: Tensor, value: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
         """Return the keys and values [B, H_kv, n, D] to store for this call's tokens."""
@@ -229,7 +257,7 @@ class AttentionMethod:
         selection = self.select(query, key, state)
         state.value = None
         if state.meter is not None:
-            state.meter.add(selection, query, key)
+            state.meter.add(selection, tuple(query.shape), key)
         return selection
 
     def attend(

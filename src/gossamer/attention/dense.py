@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from gossamer.attention.base import AttentionMethod
+from torch import Tensor
+
+from gossamer.attention.base import EVERYTHING, AttentionMethod, LayerState, Selection
 
 
 @dataclass(frozen=True)
@@ -17,3 +19,6 @@ class DenseAttention(AttentionMethod):
     >>> DenseAttention()
     DenseAttention()
     """
+
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection:
+        return EVERYTHING

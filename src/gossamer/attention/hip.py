@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.attention.base import AttentionMethod, LayerState, Selection
+from gossamer.attention.base import EVERYTHING, AttentionMethod, LayerState, Selection
 from gossamer.kernels import TreeSearch, tree_search
 from gossamer.kernels.tree_search import REPRESENTATIVES, Representative
 from gossamer.patterns import TokenPattern
@@ -20,6 +20,7 @@ class _Found:
     counts: Tensor  # int64 [B, H_kv, 1, 1], places filled
     k_len: int  # cache length the list is good for
     steps: int  # decode steps that used it
+    selection: Selection | None = None  # of the list, once tokens were added
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class HiPAttention(AttentionMethod):
 
     def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         if state.layer < self.dense_layers or key.shape[2] <= self.k + self.window:
-            return Selection()
+            return EVERYTHING
         if query.shape[2] == 1:
             return self._decode(query, key, state)
         state.memory = None
@@ -145,21 +146,39 @@ class HiPAttention(AttentionMethod):
         searched = (keys * sampled).sum() * (heads // pattern.shape[1])
         return Selection(pattern, searched=int(searched), keys_read=int(keys.sum()))
 
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection | None:
+        k_len = key.shape[2] + 1
+        if state.layer < self.dense_layers or k_len <= self.k + self.window:
+            return EVERYTHING
+        return self._extended(k_len, state, ahead=True)
+
     def _decode(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
         """Search for one query a sequence, or extend the list of the last search.
 
-        Between searches the list keeps its tokens and gains the new ones, so the window only
-        grows. All query heads of a key head share one search.
+        All query heads of a key head share one search.
         """
         k_len = key.shape[2]
+        extended = self._extended(k_len, state, ahead=False)
+        if extended is not None:
+            return extended
+        found = self._search(query, key, state, block_q=1, stride=1)
+        indices = pad(found.pattern.indices, (0, self.refresh_interval), value=-1)
+        counts = (indices >= 0).sum(-1, keepdim=True)
+        state.memory = _Found(indices, counts, k_len, 1)
+        return self._priced(found, query, 1, state)
+
+    def _extended(self, k_len: int, state: LayerState, *, ahead: bool) -> Selection | None:
+        """The last search's list and the token after it; None when a search is due.
+
+        Between searches the list keeps its tokens and gains the new ones, so the window only
+        grows.
+        """
         memory: _Found | None = state.memory
         if memory is None or memory.k_len + 1 != k_len or memory.steps >= self.refresh_interval:
-            found = self._search(query, key, state, block_q=1, stride=1)
-            indices = pad(found.pattern.indices, (0, self.refresh_interval), value=-1)
-            counts = (indices >= 0).sum(-1, keepdim=True)
-            state.memory = _Found(indices, counts, k_len, 1)
-            return self._priced(found, query, 1, state)
+            return None
         memory.indices.scatter_(-1, memory.counts, k_len - 1)
         memory.counts += 1
         memory.k_len, memory.steps = k_len, memory.steps + 1
-        return Selection(TokenPattern(memory.indices, group=1, k_len=k_len))
+        if memory.selection is None or not ahead:
+            memory.selection = Selection(TokenPattern(memory.indices, group=1, k_len=k_len))
+        return memory.selection

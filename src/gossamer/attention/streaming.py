@@ -1,6 +1,7 @@
 """Streaming attention: sinks and a recent window."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -35,5 +36,12 @@ class StreamingAttention(AttentionMethod):
     def __post_init__(self) -> None:
         Window(self.sink, self.local)  # checks both
 
-    def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
+    @cached_property
+    def _selection(self) -> Selection:
         return Selection(window=Window(self.sink, self.local))
+
+    def select(self, query: Tensor, key: Tensor, state: LayerState) -> Selection:
+        return self._selection
+
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection:
+        return self._selection

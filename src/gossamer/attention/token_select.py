@@ -1,15 +1,22 @@
 """TokenSelect: all heads vote on which cached tokens a query, or a chunk of them, attends to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
-from gossamer.kernels import VoteMemory, paged_dot, rotate, soft_votes, top_indices, vote_step
+from gossamer.kernels import Vote, VoteMemory, paged_dot, rotate, soft_votes, top_indices, vote_step
 from gossamer.patterns import TokenPattern
+
+
+@dataclass
+class _Votes(VoteMemory):
+    """The last votes, and what decode steps in native code say of them, time after time."""
+
+    ahead: Selection | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,12 @@ class TokenSelect(AttentionMethod):
         (batch, _, q_len, _), k_len = query.shape, key.shape[2]
         starts = [0] * batch if state.key_start is None else state.key_start.tolist()
         if q_len == 1 and k_len - max(starts) > self.budget:
-            return self._decode(query, key, starts, state)
+            undo = None if self.rotated_keys else state.undo_positions()
+            ahead = self._one_ahead(k_len, starts, key, state, undo)
+            assert ahead.vote is not None
+            compact, scored = vote_step(ahead.vote, query, key)
+            found = ahead.voted(scored, *query.shape[1:2], *key.shape[1:2])
+            return found if found.rotary is None else replace(found, query=compact)
         state.memory = None
         raw = query if self.rotated_keys else state.without_positions(query)
         group = 1 if q_len == 1 else self.chunk
@@ -133,18 +145,33 @@ class TokenSelect(AttentionMethod):
         compact = rotate(raw, *(table[rank][:, None] for table in tables))
         return replace(found, query=compact, rotary=tables)
 
-    def _decode(
-        self, query: Tensor, key: Tensor, starts: list[int], state: LayerState
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection | None:
+        memory: _Votes | None = state.memory
+        if memory is not None and memory.ahead is not None:
+            return memory.ahead
+        starts = [0] * len(key) if state.key_start is None else state.key_start.tolist()
+        k_len = key.shape[2] + 1
+        if self._own_count is not None or k_len - max(starts) <= self.budget:
+            return None
+        ahead = self._one_ahead(k_len, starts, key, state)
+        state.memory.ahead = ahead
+        return ahead
+
+    def _one_ahead(
+        self,
+        k_len: int,
+        starts: list[int],
+        key: Tensor,
+        state: LayerState,
+        undo: tuple[Tensor, Tensor] | None = None,
     ) -> Selection:
-        """Vote for one query a sequence, all of them past the budget, or reuse the last votes."""
-        undo = tables = None
-        if not self.rotated_keys:
-            undo = state.undo_positions()
-            if state.rank_rotary is not None:
-                tables = state.rank_rotary(max(self.budget, self.n_local + 1))
+        """What one query a sequence attends to, all of them past the budget, and the vote on it."""
+        tables = None
+        if not self.rotated_keys and state.rank_rotary is not None:
+            tables = state.rank_rotary(max(self.budget, self.n_local + 1))
         if state.memory is None:
             ranks = [self.n_local, self.budget - 1]
-            state.memory = VoteMemory.empty(
+            state.memory = _Votes.empty(
                 starts,
                 sink=self.n_init,
                 k=self.top_k,
@@ -152,18 +179,9 @@ class TokenSelect(AttentionMethod):
                 place=None if tables is None else (tables[0][ranks], tables[1][ranks]),
                 device=key.device,
             )
-        memory: VoteMemory = state.memory
-        compact, scored = vote_step(
-            memory,
-            query,
-            key,
-            threshold=self.cache_threshold,
-            undo=undo,
-            scale=self._scale(key),
-            count=self._own_count,
-        )
-        found = self._found(memory.tokens[:, None, None], 1, query, key, scored)
-        return found if tables is None else replace(found, query=compact, rotary=tables)
+        vote = Vote(state.memory, self.cache_threshold, undo, self._scale(key), self._own_count)
+        tokens = vote.memory.tokens[:, None, None]
+        return Selection(TokenPattern(tokens, group=1, k_len=k_len), rotary=tables, vote=vote)
 
     def _scale(self, key: Tensor) -> float:
         return key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0

@@ -26,7 +26,7 @@ from gossamer.kernels.sparsegpt_sweep import Sweep, sparsegpt_sweep
 from gossamer.kernels.spmm import spmm
 from gossamer.kernels.state import AttentionOutput, AttentionState
 from gossamer.kernels.stripe_search import stripe_search
-from gossamer.kernels.token_vote import VoteMemory, vote_step
+from gossamer.kernels.token_vote import Vote, VoteMemory, vote_step
 from gossamer.kernels.total_variation import (
     finite_differences,
     tv_adjoint,
@@ -48,6 +48,7 @@ __all__ = [
     "SparseWeight",
     "Sweep",
     "TreeSearch",
+    "Vote",
     "VoteMemory",
     "WalkGraph",
     "Walks",

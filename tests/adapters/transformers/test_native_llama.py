@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from gossamer import attention
+from gossamer.adapters.transformers import decode_ahead
 from gossamer.adapters.transformers.native_llama import NativeLlamaLayer, quicken
 from gossamer.compression import load, pack_linears, save
 from gossamer.kernels.backend import instruction_sets
@@ -53,6 +54,13 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     count("after")
     count("attend")
+    real = decode_ahead.run_steps
+
+    def counted(steps, x, *angles):
+        calls.extend([len(x)] * len(steps))
+        return real(steps, x, *angles)
+
+    monkeypatch.setattr(decode_ahead, "run_steps", counted)
     return calls
 
 

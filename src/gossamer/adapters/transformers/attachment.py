@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
+from gossamer.adapters.transformers import decode_ahead
 from gossamer.adapters.transformers.attention import (
     SLOT,
     attachment_of,
@@ -57,6 +58,7 @@ class Attachment:
     modules: list[nn.Module] = field(init=False, repr=False)
     reserve: int = field(init=False)
     updated: dict[int, KVLayer] = field(init=False, default_factory=dict, repr=False)
+    chooses_ahead: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, AttentionMethod):
@@ -78,8 +80,10 @@ class Attachment:
             getattr(kind, name) is getattr(AttentionMethod, name)
             for name in ("__call__", "choose", "attend", "update_cache")
         )
+        self.chooses_ahead = self._only_selects and _defined_with(kind, "select_ahead", "select")
         self._hooks: list[Any] = []
         self._quickened: list[nn.Module] = []
+        self._leads = False
         self._before: tuple[str, Attachment | None] | None = None
 
     @property
@@ -100,6 +104,7 @@ class Attachment:
         self._hooks = [decoder.register_forward_pre_hook(self._enter_forward, with_kwargs=True)]
         if self.lossless:
             self._quickened = quicken_dense(self.model)
+        self._leads = decode_ahead.lead(decoder)
         if not self.method.rotated_keys:
             told = blocks_that_tell(self.model)
             self._hooks += [
@@ -128,6 +133,8 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         restore(self._quickened)
+        if self._leads:
+            decode_ahead.follow(self.model.get_decoder())
         for module in self.modules:
             if earlier is None:
                 delattr(module, SLOT)
@@ -168,7 +175,7 @@ class Attachment:
                         f"{type(self.method).__name__}; start with an empty cache"
                     )
                 if layer.attachment is not self:
-                    layer.attachment, layer.state = self, self.new_state(index)
+                    layer.attachment, layer.state, layer.ahead = self, self.new_state(index), None
                     layer.rotated_keys = self.method.rotated_keys
             elif type(layer) is DynamicLayer:
                 if layer.get_seq_length():
@@ -274,3 +281,9 @@ class Attachment:
             self._tables = tuple(table[0, :, :half].contiguous() for table in tables)
         cosine, sine = self._tables
         return cosine[:n], sine[:n]
+
+
+def _defined_with(kind: type, name: str, other: str) -> bool:
+    """Whether a class says `name` no farther up than `other`, so that both mean the same."""
+    holds = [one for one in kind.__mro__ if name in vars(one) or other in vars(one)]
+    return name in vars(holds[0])

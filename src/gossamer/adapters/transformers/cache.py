@@ -12,6 +12,7 @@ from gossamer.attention.caches import KeyValueStore
 
 if TYPE_CHECKING:
     from gossamer.adapters.transformers.attachment import Attachment
+    from gossamer.adapters.transformers.native_llama import AheadStep
 
 
 class KVLayer(CacheLayerMixin):
@@ -26,6 +27,7 @@ class KVLayer(CacheLayerMixin):
         self.state = attachment.new_state(index)
         self.rotated_keys = attachment.method.rotated_keys
         self.store = KeyValueStore(attachment.reserve)
+        self.ahead: AheadStep | None = None  # the last token's, which the next may follow
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -99,7 +101,7 @@ class KVLayer(CacheLayerMixin):
         return self.fork()  # how transformers users branch a prefix; the model is not copied
 
     def _refresh(self) -> None:
-        self.state.memory = None
+        self.state.memory = self.ahead = None
         self.keys, self.values = self.store.view() if self.store.length else (None, None)
 
 

@@ -1,7 +1,10 @@
-"""Llama blocks that decode in two native calls; between them a method chooses its tokens."""
+"""Llama blocks that decode natively: in two calls, between which a method chooses, or ahead."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +19,28 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from gossamer.adapters.transformers.attention import attachment_of
-from gossamer.attention.base import AttentionMethod, LayerState
+from gossamer.attention.base import AttentionMethod, LayerState, Selection
 from gossamer.kernels import backend
-from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
+from gossamer.kernels.decoder_block import LINEARS, BlockStep, DecoderBlock
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.layers import LosslessLinear, PackedLinear
 from gossamer.layers.lossless_linear import is_decoding
 from gossamer.layers.packed_storage import UNCLAMPED
 from gossamer.patterns import TokenPattern
+
+if TYPE_CHECKING:
+    from gossamer.adapters.transformers.attachment import Attachment
+
+
+@dataclass(frozen=True, eq=False)
+class AheadStep:
+    """A block's next token, and what the method chose for it before its query is known."""
+
+    native: BlockStep
+    selection: Selection
+    key_start: Tensor | None
+    made_of: tuple  # the rest; compared by identity or value
 
 
 class NativeLlamaLayer(LlamaDecoderLayer):
@@ -94,6 +110,50 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         )
         return block.after(_flat(attended), *after)
 
+    def step_ahead(
+        self, attachment: Attachment, cache: Any, mask: Tensor | None, batch: int
+    ) -> AheadStep | None:
+        """Prepare the next token of each sequence; None where this block has to be called."""
+        parts: dict[str, Any] = self._modules
+        attention = parts["self_attn"]
+        block = None if _watched(self) else self._block()
+        if block is None or attachment_of(attention) is not attachment:
+            return None
+        layer = attachment.step_layer(cache, attention.layer_idx, batch)
+        if layer is None or layer.keys is None:
+            return None
+        state = attachment.prepare(layer.state, attention.scaling, mask)
+        chosen = attachment.method.select_ahead(layer.keys, state)
+        pattern = None if chosen is None else chosen.pattern
+        if chosen is None or not (pattern is None or isinstance(pattern, TokenPattern)):
+            return None
+        first, second = parts["input_layernorm"], parts["post_attention_layernorm"]
+        norms = first.weight, second.weight
+        eps = first.variance_epsilon, second.variance_epsilon
+        made_of = (block, chosen, norms[0].data_ptr(), norms[1].data_ptr(), eps, state.scale)
+        key, value = layer.extend()
+        last = layer.ahead
+        same = last is not None and last.key_start is mask and last.made_of == made_of
+        if last is not None and same and last.native.follow(key, value):
+            return last
+        if pattern is not None and pattern.k_len != key.shape[2]:
+            pattern = replace(pattern, k_len=key.shape[2])
+        native = block.step(
+            key,
+            value,
+            norms,
+            eps,
+            scale=state.scale,
+            rotate_keys=attachment.method.rotated_keys,
+            pattern=pattern,
+            window=chosen.window,
+            rotary=chosen.rotary,
+            key_start=mask,
+            vote=chosen.vote,
+        )
+        layer.ahead = AheadStep(native, chosen, mask, made_of)
+        return layer.ahead
+
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without what was taken over."""
         return {name: value for name, value in self.__dict__.items() if name != "_taken"}
@@ -102,10 +162,8 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         """Whether these tokens can go through a native block."""
         return (
             angles is not None
-            and hidden_states.shape[1] == 1
-            and angles[0].dtype is torch.float32
+            and decodes(hidden_states, angles)
             and not self.training
-            and is_decoding(hidden_states)
             and not (torch.is_grad_enabled() and self._trains())
         )
 
@@ -115,14 +173,23 @@ class NativeLlamaLayer(LlamaDecoderLayer):
     def _block(self) -> DecoderBlock | None:
         """The native block for the modules as they are now; None where a module must be called."""
         parts: dict[str, Any] = self._modules
-        inner = [*parts["self_attn"]._modules.values(), *parts["mlp"]._modules.values()]
+        modules = [*parts.values()]
+        modules += parts["self_attn"]._modules.values()
+        modules += parts["mlp"]._modules.values()
         taken = self.__dict__.get("_taken")
-        if taken is None or taken.inner != inner or not taken.current():
-            taken = self.__dict__["_taken"] = _Taken(self, inner)
-        for module in (*parts.values(), *inner):  # that someone may want called
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-                return None
-        return taken.block
+        if taken is None or taken.modules != modules or not taken.current():
+            taken = self.__dict__["_taken"] = _Taken(self, modules)
+        return None if any(map(_watched, modules)) else taken.block
+
+
+def decodes(x: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
+    """Whether there is one token a sequence, in a form that native blocks take."""
+    return x.shape[1] == 1 and angles[0].dtype is torch.float32 and is_decoding(x)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether someone may want a module called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def _attend(
@@ -161,10 +228,10 @@ def _flat(attended: Tensor) -> Tensor:
 class _Taken:
     """A block's native twin, and the modules and weights that it was taken from."""
 
-    def __init__(self, layer: NativeLlamaLayer, inner: list[nn.Module]) -> None:
-        self.inner = inner
-        self.packed = [part for part in inner if isinstance(part, PackedLinear)]
-        self.dense = [part for part in inner if isinstance(part, LosslessLinear)]
+    def __init__(self, layer: NativeLlamaLayer, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.packed = [part for part in modules if isinstance(part, PackedLinear)]
+        self.dense = [part for part in modules if isinstance(part, LosslessLinear)]
         self.marks = self._marks()
         self.weights = [part.weight for part in (*self.packed, *self.dense)]  # keep their ids
         self.block = _decoder_block(layer)

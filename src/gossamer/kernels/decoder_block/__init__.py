@@ -1,10 +1,15 @@
-"""A decoder block for a few tokens, in one call before keys are chosen and one call after.
+"""A decoder block for a few tokens: one call before keys are chosen and one after, or many blocks
+in one call.
 
 A small model decodes a token in milliseconds, most of which goes into starting some twenty tiny
-operations a layer; here a layer starts two.
+operations a layer; here a layer starts two, and none where it is known beforehand what its
+tokens attend to, or who votes on that.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +19,7 @@ from gossamer.kernels import backend
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.kernels.sparse_gemv import MAX_VECTORS, taken_over
+from gossamer.kernels.token_vote import NativeVote, Vote, check_vote
 from gossamer.kernels.validation import (
     check_key_start,
     check_pattern,
@@ -110,17 +116,7 @@ class DecoderBlock:
         (Tensor [n, heads, 1, head], Tensor [n, kv_heads, 1, head], Tensor like key)
         """
         vectors = self._check(x, norm)
-        angles = cos.shape[0] if cos.ndim else 0
-        if (
-            cos.shape != sin.shape
-            or angles not in (1, vectors)
-            or cos.numel() != angles * self.head
-        ):
-            raise ValueError(
-                f"expected cos and sin of [{vectors} or 1, {self.head}], got {list(cos.shape)} "
-                f"and {list(sin.shape)}"
-            )
-        _check_floats(cos=cos, sin=sin)
+        angle_stride = self._check_angles(vectors, cos, sin)
         query = torch.empty((vectors, self.heads, 1, self.head))
         if into is None:
             shape = vectors, self.kv_heads, 1, self.head
@@ -134,10 +130,11 @@ class DecoderBlock:
             eps,
             cos.data_ptr(),
             sin.data_ptr(),
-            self.head if angles > 1 else 0,
+            angle_stride,
             query.data_ptr(),
-            _cache(key, key.shape[2] - 1),
-            _cache(value, value.shape[2] - 1),
+            _cache(key),
+            _cache(value),
+            key.shape[2],
             rotate_keys,
             torch.get_num_threads(),
         )
@@ -191,30 +188,11 @@ class DecoderBlock:
             )
         query = query.contiguous()  # a method may have made it anew
         _check_floats(query=query)
-        if pattern is not None:
-            check_pattern(pattern, (TokenPattern,), query, key)
-        ids = None if pattern is None else pattern.indices.contiguous()
-        width = 0 if ids is None else ids.shape[3]
-        cosine = sine = None
-        if rotary is not None:
-            check_rotary(rotary, width, query)
-            cosine, sine = (table.contiguous() for table in rotary)
-        start = check_key_start(key_start, key)
+        choice, _kept = _key_choice(query, key, value, scale, pattern, window, rotary, key_start)
         result = torch.empty(x.shape)
         self._held(vectors).attend(
             query.data_ptr(),
-            _cache(key, 0),
-            _cache(value, 0),
-            key.shape[2],
-            check_scale(scale, self.head),
-            0 if window is None else window.sink,
-            0 if window is None else window.local,
-            _address(start),
-            _address(ids),
-            0 if ids is None else ids.shape[1],
-            width,
-            _address(cosine),
-            _address(sine),
+            choice,
             x.data_ptr(),
             vectors,
             norm.data_ptr(),
@@ -223,6 +201,60 @@ class DecoderBlock:
             torch.get_num_threads(),
         )
         return result
+
+    def step(
+        self,
+        key: Tensor,
+        value: Tensor,
+        norms: tuple[Tensor, Tensor],
+        eps: tuple[float, float],
+        *,
+        scale: float,
+        rotate_keys: bool = True,
+        pattern: TokenPattern | None = None,
+        window: Window | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        key_start: Tensor | None = None,
+        vote: Vote | None = None,
+    ) -> BlockStep:
+        """Prepare `before` and `attend` of one new token a sequence, for `run_steps`.
+
+        Parameters
+        ----------
+        key, value : Tensor [n, kv_heads, k_len, head] float32
+            The caches of n sequences, with room for the new tokens' own keys and values at last.
+        norms, eps
+            Of the two norms.
+        scale, rotate_keys, pattern, window, rotary, key_start
+            As in `attend` and `before`.
+        vote : Vote, optional
+            Brings `pattern`, which is of its memory's tokens, and the query up to date. It meets
+            queries as keys are kept: rotated, or not.
+        """
+        vectors = key.shape[0]
+        self._check_cache(vectors, key=key, value=value)
+        for norm in norms:
+            self._check_norm(norm)
+        query = torch.empty((vectors, self.heads, 1, self.head))  # of the shape that it will have
+        choice, kept = _key_choice(query, key, value, scale, pattern, window, rotary, key_start)
+        ballot = None
+        if vote is not None:
+            check_vote(vote, tuple(key.shape))
+            tokens = vote.memory.tokens
+            if vote.count is not None or kept[0] is None or kept[0].data_ptr() != tokens.data_ptr():
+                raise ValueError("expected a vote by softmax on the tokens of the pattern")
+            ballot = NativeVote(vote, self.heads, self.head)
+        record = backend.native_module().BlockStep(
+            self._held(vectors),
+            norms[0].data_ptr(),
+            eps[0],
+            norms[1].data_ptr(),
+            eps[1],
+            rotate_keys,
+            choice,
+            None if ballot is None else ballot.record,
+        )
+        return BlockStep(self, key, value, record, ballot, (*norms, *kept))
 
     def after(self, attended: Tensor, x: Tensor, norm: Tensor, eps: float) -> Tensor:
         """Return what the block puts out.
@@ -261,16 +293,37 @@ class DecoderBlock:
         return result
 
     def _check(self, x: Tensor, norm: Tensor) -> int:
+        self._check_norm(norm)
+        return self._check_tokens(x)
+
+    def _check_tokens(self, x: Tensor) -> int:
         vectors = x.shape[0] if x.ndim > 1 else 0
-        if x.numel() != vectors * self.width or norm.shape != (self.width,):
-            raise ValueError(
-                f"expected x of [n, {self.width}] and norm of [{self.width}], got "
-                f"{list(x.shape)} and {list(norm.shape)}"
-            )
+        if x.numel() != vectors * self.width:
+            raise ValueError(f"expected x of [n, {self.width}], got {list(x.shape)}")
         if not 1 <= vectors <= MAX_VECTORS:
             raise ValueError(f"expected 1..{MAX_VECTORS} tokens, got {vectors}")
-        _check_floats(x=x, norm=norm)
+        _check_floats(x=x)
         return vectors
+
+    def _check_norm(self, norm: Tensor) -> None:
+        if norm.shape != (self.width,):
+            raise ValueError(f"expected norm of [{self.width}], got {list(norm.shape)}")
+        _check_floats(norm=norm)
+
+    def _check_angles(self, vectors: int, cos: Tensor, sin: Tensor) -> int:
+        """Return what lies between the angles of two tokens."""
+        angles = cos.shape[0] if cos.ndim else 0
+        if (
+            cos.shape != sin.shape
+            or angles not in (1, vectors)
+            or cos.numel() != angles * self.head
+        ):
+            raise ValueError(
+                f"expected cos and sin of [{vectors} or 1, {self.head}], got {list(cos.shape)} "
+                f"and {list(sin.shape)}"
+            )
+        _check_floats(cos=cos, sin=sin)
+        return self.head if angles > 1 else 0
 
     def _check_cache(self, vectors: int, **parts: Tensor) -> None:
         length = parts["key"].shape[2] if parts["key"].ndim == 4 else 0
@@ -294,14 +347,133 @@ class DecoderBlock:
         return held
 
 
+@dataclass(eq=False)
+class BlockStep:
+    """One new token a sequence, about to go through a block; made by `DecoderBlock.step`.
+
+    Attributes
+    ----------
+    key, value : Tensor [n, kv_heads, k_len, head] float32
+        The caches, with room for the token at last.
+    """
+
+    block: DecoderBlock
+    key: Tensor = field(repr=False)
+    value: Tensor = field(repr=False)
+    _record: Any = field(repr=False)
+    _ballot: NativeVote | None = field(repr=False)
+    _kept: tuple[Tensor | None, ...] = field(repr=False)  # what the record names by address
+
+    def follow(self, key: Tensor, value: Tensor) -> bool:
+        """Move on to the next token of the same caches; False where they are others.
+
+        All else has to be as it was when the step was made.
+        """
+        here = self.key.data_ptr() == key.data_ptr() and self.value.data_ptr() == value.data_ptr()
+        if not here or not (self._ballot is None or self._ballot.current):
+            return False
+        self.key, self.value = key, value
+        self._record.k_len = key.shape[2]
+        return True
+
+
+def run_steps(
+    steps: Sequence[BlockStep], x: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, list[int]]:
+    """Take tokens through block after block, in one call.
+
+    Parameters
+    ----------
+    steps : sequence of BlockStep
+        At least one, each run once. Their caches, and memories of votes, change in place.
+    x : Tensor [n, width] or [n, 1, width] float32
+        What enters the first block, contiguous.
+    cos, sin : Tensor [n or 1, head] or [n or 1, 1, head] float32
+        Of each token's angles, or of all tokens'; contiguous.
+
+    Returns
+    -------
+    (Tensor like `x`, list of int)
+        What the last block puts out, and how many keys each block's vote scored.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes or dtypes do not fit each other; nothing has changed then.
+    """
+    first = steps[0].block
+    vectors = first._check_tokens(x)
+    angle_stride = first._check_angles(vectors, cos, sin)
+    for step in steps:
+        block = step.block
+        found = step.key.shape[0], block.width, block.head
+        if found != (vectors, first.width, first.head):
+            raise ValueError(
+                f"expected blocks for {vectors} tokens of width {first.width} and heads of "
+                f"{first.head}, got {found}"
+            )
+    result = torch.empty(x.shape)
+    voted = backend.native_module().run_steps(
+        [step._record for step in steps],
+        x.data_ptr(),
+        vectors,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        angle_stride,
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    for step, (due, _) in zip(steps, voted, strict=True):
+        if step._ballot is not None:
+            step._ballot.note(due)
+    return result, [scored for _, scored in voted]
+
+
 def _native(weight: PackedWeight | LosslessWeight, vectors: int) -> Any:
     return taken_over(weight, vectors) if isinstance(weight, PackedWeight) else weight.native
 
 
-def _cache(rows: Tensor, token: int) -> tuple[int, int, int, int]:
-    """Where [n, heads, k_len, head] float32 begin at a token, and what lies between its rows."""
+def _key_choice(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    pattern: TokenPattern | None,
+    window: Window | None,
+    rotary: tuple[Tensor, Tensor] | None,
+    key_start: Tensor | None,
+) -> tuple[Any, tuple[Tensor | None, ...]]:
+    """Return what native code attends to, and the tensors that it names by their addresses."""
+    ids = cosine = sine = None
+    if pattern is not None:
+        check_pattern(pattern, (TokenPattern,), query, key)
+        ids = pattern.indices.contiguous()
+    lists, width = (0, 0) if ids is None else ids.shape[1::2]
+    if rotary is not None:
+        check_rotary(rotary, width, query)
+        cosine, sine = (table.contiguous() for table in rotary)
+    start = check_key_start(key_start, key)
+    choice = backend.native_module().KeyChoice(
+        _cache(key),
+        _cache(value),
+        key.shape[2],
+        check_scale(scale, key.shape[3]),
+        0 if window is None else window.sink,
+        0 if window is None else window.local,
+        _address(start),
+        _address(ids),
+        lists,
+        width,
+        _address(cosine),
+        _address(sine),
+    )
+    return choice, (ids, cosine, sine, start)
+
+
+def _cache(rows: Tensor) -> tuple[int, int, int, int]:
+    """Where [n, heads, k_len, head] float32 begin, and what lies between its rows."""
     sequence, head, row, _ = rows.stride()
-    return rows.data_ptr() + 4 * token * row, sequence, head, row
+    return rows.data_ptr(), sequence, head, row
 
 
 def _address(part: Tensor | None) -> int:

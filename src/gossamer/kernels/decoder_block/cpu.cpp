@@ -75,7 +75,7 @@ void before_attention(const DecoderBlockArgs &a) {
     multiply(a.query, normed, a.query.out);
     multiply(a.key, normed, key);
     multiply(a.value, normed, value);
-    rotate(a, a.query.out, a.query.rows);
+    if (a.rotate_query) rotate(a, a.query.out, a.query.rows);
     if (a.rotate_keys) rotate(a, key, narrow);
     scatter(a, key, narrow, a.keys);
     scatter(a, value, narrow, a.values);

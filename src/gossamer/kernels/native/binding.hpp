@@ -16,6 +16,7 @@ namespace gossamer {
 // Entry points of the instruction set in use.
 const Kernels &active_kernels();
 
+void bind_decoder(nb::module_ &m);
 void bind_images(nb::module_ &m);
 void bind_sets(nb::module_ &m);
 void bind_weights(nb::module_ &m);

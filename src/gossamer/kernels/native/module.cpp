@@ -4,7 +4,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -278,49 +277,6 @@ void top_indices(const Array &values, const Array &indices, int threads) {
 }
 
 // Everything comes as an address: this is called for every layer of every token.
-std::pair<int64_t, int64_t> token_vote(uintptr_t query, const std::array<int64_t, 4> &shape,
-                                       const std::array<int64_t, 4> &key, int64_t kv_heads,
-                                       int64_t k_len, uintptr_t begin, uintptr_t undo_cosine,
-                                       uintptr_t undo_sine, uintptr_t place_cosine,
-                                       uintptr_t place_sine, int64_t undo_stride, float scale,
-                                       float threshold, bool fresh, uintptr_t last,
-                                       uintptr_t tokens, int64_t width, int64_t sink, int64_t local,
-                                       uintptr_t attends, int threads) {
-    const auto floats = [](uintptr_t address) { return reinterpret_cast<float *>(address); };
-    int64_t due = 0, scored = 0;
-    TokenVoteArgs t{};
-    t.keys.key = {floats(static_cast<uintptr_t>(key[0])), key[1], key[2], key[3]};
-    t.keys.dtype = Dtype::float32;
-    t.keys.batch = shape[0];
-    t.keys.heads = shape[1];
-    t.keys.dim = shape[3];
-    t.keys.kv_heads = kv_heads;
-    t.keys.k_len = k_len;
-    t.keys.begin = reinterpret_cast<const int64_t *>(begin);
-    t.keys.end = k_len - local;
-    t.keys.scale = scale;
-    t.keys.threads = threads;
-    t.query = floats(query);
-    t.undo_cosine = floats(undo_cosine);
-    t.undo_sine = floats(undo_sine);
-    t.undo_stride = undo_stride;
-    t.place_cosine = floats(place_cosine);
-    t.place_sine = floats(place_sine);
-    t.threshold = threshold;
-    t.fresh = fresh;
-    t.last = floats(last);
-    t.tokens = reinterpret_cast<int32_t *>(tokens);
-    t.width = width;
-    t.sink = sink;
-    t.local = local;
-    t.attends = floats(attends);
-    t.due = &due;
-    t.scored = &scored;
-    nb::gil_scoped_release release;
-    active->kernels->token_vote(t);
-    return {due, scored};
-}
-
 void stripe_search(const Array &key, const Array &pooled, const Array &threshold, int64_t step,
                    const Array &begin, const Array &end, const Array &hits, int threads) {
     StripeSearchArgs s{};
@@ -413,10 +369,10 @@ NB_MODULE(_native, m) {
     m.def("paged_dot", &g::paged_dot);
     m.def("soft_votes", &g::soft_votes);
     m.def("top_indices", &g::top_indices);
-    m.def("token_vote", &g::token_vote);
     m.def("stripe_search", &g::stripe_search);
     m.def("random_walks", &g::random_walks);
     m.def("bits_to_csr", &g::bits_to_csr);
+    g::bind_decoder(m);
     g::bind_images(m);
     g::bind_sets(m);
     g::bind_weights(m);

@@ -98,7 +98,7 @@ struct DecoderBlockArgs {
     int64_t angle_stride;    // between vectors
     int64_t head;
     HeadRows keys, values;  // where the products with key and value go
-    bool rotate_keys;
+    bool rotate_query, rotate_keys;
     const float *attended;  // [vectors, width of the heads]
     int64_t vectors;
 };

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "binding.hpp"
+#include "vector_weight.hpp"
 
 namespace gossamer {
 namespace {
@@ -122,177 +123,6 @@ void nm_matmul(int64_t m, const Array &values, const Array &indices, const Array
     nb::gil_scoped_release release;
     active_kernels().nm_matmul(a);
 }
-
-// A weight as one way of `sparse_gemv` or `lossless_gemv` reads it, taken over once. Vectors come
-// as addresses, which cross fastest.
-struct VectorWeight {
-    // Sparse; `places` are the columns of the entries, or bit masks when expanding.
-    VectorWeight(int way, int64_t rows, Array values, Array offsets, Array places, MaybeArray lanes)
-        : way(static_cast<GemvWay>(way)),
-          rows(rows),
-          values(values),
-          offsets(offsets),
-          places(places),
-          lanes(lanes) {}
-
-    // Dense, in blocks.
-    VectorWeight(int way, int64_t rows, Array values, MaybeArray scales)
-        : way(static_cast<GemvWay>(way)), rows(rows), values(values), scales(scales) {}
-
-    GemvArgs product(int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
-        GemvArgs a{};
-        a.way = way;
-        a.values = values.data();
-        a.dtype = dtype_of(values);
-        a.scales = data<const float>(scales);
-        if (offsets) {
-            a.offsets = tensor<int64_t>(*offsets);
-            a.runs = static_cast<int64_t>(offsets->shape(0)) - 1;
-            a.columns = places->data();
-            a.wide = places->itemsize() == sizeof(int32_t);
-            a.bits = tensor<uint64_t>(*places);
-            a.lanes = data<const int32_t>(lanes);
-        }
-        a.out = reinterpret_cast<float *>(out);
-        a.vectors = vectors;
-        a.depth = depth;
-        a.rows = rows;
-        a.threads = threads;
-        return a;
-    }
-
-    void times(uintptr_t x, int64_t vectors, int64_t depth, uintptr_t out, int threads) const {
-        GemvArgs a = product(vectors, depth, out, threads);
-        a.x = reinterpret_cast<const float *>(x);
-        nb::gil_scoped_release release;
-        const Kernels &kernels = active_kernels();
-        way < GemvWay::nibbles ? kernels.sparse_gemv(a) : kernels.lossless_gemv(a);
-    }
-
-    GemvWay way;
-    int64_t rows;
-    Array values;
-    MaybeArray offsets, places, lanes, scales;
-};
-
-// Keys or values: address, and what lies between sequences, heads and tokens, in floats.
-using Cache = std::array<int64_t, 4>;
-
-// The weights of a Llama block; vectors and norms come as addresses.
-struct DecoderBlock {
-    DecoderBlock(VectorWeight query, VectorWeight key, VectorWeight value, VectorWeight out,
-                 VectorWeight gate, VectorWeight up, VectorWeight down, int64_t head)
-        : query(query),
-          key(key),
-          value(value),
-          out(out),
-          gate(gate),
-          up(up),
-          down(down),
-          head(head) {}
-
-    void before(uintptr_t x, int64_t vectors, uintptr_t norm, float eps, uintptr_t cos,
-                uintptr_t sin, int64_t angle_stride, uintptr_t q, const Cache &keys,
-                const Cache &values, bool rotate_keys, int threads) const {
-        DecoderBlockArgs a = side(x, vectors, norm, eps);
-        a.query = query.product(vectors, out.rows, q, threads);
-        a.key = key.product(vectors, out.rows, 0, threads);
-        a.value = value.product(vectors, out.rows, 0, threads);
-        a.cos = reinterpret_cast<const float *>(cos);
-        a.sin = reinterpret_cast<const float *>(sin);
-        a.angle_stride = angle_stride;
-        a.head = head;
-        a.keys = {reinterpret_cast<float *>(keys[0]), keys[1], keys[2]};
-        a.values = {reinterpret_cast<float *>(values[0]), values[1], values[2]};
-        a.rotate_keys = rotate_keys;
-        nb::gil_scoped_release release;
-        active_kernels().before_attention(a);
-    }
-
-    void after(uintptr_t attended, uintptr_t x, int64_t vectors, uintptr_t norm, float eps,
-               uintptr_t result, int threads) const {
-        const DecoderBlockArgs a = last(attended, x, vectors, norm, eps, result, threads);
-        nb::gil_scoped_release release;
-        active_kernels().after_attention(a);
-    }
-
-    // Attends with one query a vector and head, then does what `after` does. A list of `width`
-    // tokens, the last ones -1, serves a vector and a list head; list_heads == 0: every token.
-    void attend(uintptr_t q, const Cache &keys, const Cache &values, int64_t k_len, float scale,
-                int64_t sink, int64_t local, uintptr_t key_start, uintptr_t ids, int64_t list_heads,
-                int64_t width, uintptr_t cosine, uintptr_t sine, uintptr_t x, int64_t vectors,
-                uintptr_t norm, float eps, uintptr_t result, int threads) const {
-        std::vector<float> attended(static_cast<size_t>(vectors * query.rows));
-        const DecoderBlockArgs rest = last(reinterpret_cast<uintptr_t>(attended.data()), x, vectors,
-                                           norm, eps, result, threads);
-        AttentionArgs a{};
-        a.query = {reinterpret_cast<const void *>(q), query.rows, head, head};
-        a.key = view(keys);
-        a.value = view(values);
-        a.out = {attended.data(), query.rows, head, head};
-        a.dtype = Dtype::float32;
-        a.batch = vectors;
-        a.heads = query.rows / head;
-        a.kv_heads = key.rows / head;
-        a.q_len = 1;
-        a.k_len = k_len;
-        a.dim = head;
-        a.list_heads = list_heads;
-        a.groups = a.group = a.unit = 1;
-        a.causal = true;
-        a.scale = scale;
-        a.sink = sink;
-        a.local = local;
-        a.key_start = reinterpret_cast<const int64_t *>(key_start);
-        a.threads = threads;
-        nb::gil_scoped_release release;
-        if (list_heads == 0) {
-            active_kernels().block_sparse_attention(a);
-        } else {
-            const size_t lists = static_cast<size_t>(vectors * list_heads);
-            std::vector<int64_t> starts(lists), counts(lists, width);
-            a.indices = reinterpret_cast<const int32_t *>(ids);
-            for (size_t list = 0; list < lists; ++list) {
-                starts[list] = static_cast<int64_t>(list) * width;
-                const int32_t *tokens = a.indices + starts[list];
-                while (counts[list] > 0 && tokens[counts[list] - 1] < 0) --counts[list];
-            }
-            a.starts = starts.data();
-            a.counts = counts.data();
-            a.cosine = reinterpret_cast<const float *>(cosine);
-            a.sine = reinterpret_cast<const float *>(sine);
-            active_kernels().gathered_attention(a);
-        }
-        active_kernels().after_attention(rest);
-    }
-
-    DecoderBlockArgs last(uintptr_t attended, uintptr_t x, int64_t vectors, uintptr_t norm,
-                          float eps, uintptr_t result, int threads) const {
-        DecoderBlockArgs a = side(x, vectors, norm, eps);
-        a.attended = reinterpret_cast<const float *>(attended);
-        a.out = out.product(vectors, query.rows, result, threads);
-        a.gate = gate.product(vectors, out.rows, 0, threads);
-        a.up = up.product(vectors, out.rows, 0, threads);
-        a.down = down.product(vectors, up.rows, 0, threads);
-        return a;
-    }
-
-    static View view(const Cache &c) {
-        return {reinterpret_cast<const void *>(c[0]), c[1], c[2], c[3]};
-    }
-
-    static DecoderBlockArgs side(uintptr_t x, int64_t vectors, uintptr_t norm, float eps) {
-        DecoderBlockArgs a{};
-        a.x = reinterpret_cast<const float *>(x);
-        a.vectors = vectors;
-        a.norm = reinterpret_cast<const float *>(norm);
-        a.eps = eps;
-        return a;
-    }
-
-    VectorWeight query, key, value, out, gate, up, down;
-    int64_t head;
-};
 
 Features features(const MaybeArray &t) {
     if (!t) return {};
@@ -616,12 +446,6 @@ void bind_weights(nb::module_ &m) {
              nb::arg().none())
         .def_ro("rows", &VectorWeight::rows)
         .def("times", &VectorWeight::times);
-    nb::class_<DecoderBlock>(m, "DecoderBlock")
-        .def(nb::init<VectorWeight, VectorWeight, VectorWeight, VectorWeight, VectorWeight,
-                      VectorWeight, VectorWeight, int64_t>())
-        .def("before", &DecoderBlock::before)
-        .def("after", &DecoderBlock::after)
-        .def("attend", &DecoderBlock::attend);
     m.def("sparse_linear", &sparse_linear);
     m.def("sddmm", &sddmm);
     m.def("depthwise_conv", &depthwise_conv);

@@ -70,18 +70,9 @@ class VoteMemory:
         return cls(tokens, sink, local, first + sink, place)
 
 
-def vote_step(
-    memory: VoteMemory,
-    query: Tensor,
-    key: Tensor,
-    *,
-    threshold: float,
-    undo: Tables | None = None,
-    scale: float = 1.0,
-    count: Callable[[Tensor], Tensor] | None = None,
-    impl: backend.Impl = "auto",
-) -> tuple[Tensor, int]:
-    """Bring a batch's tokens up to date for one new query a sequence.
+@dataclass(frozen=True, eq=False)
+class Vote:
+    """How the tokens of a batch are brought up to date for one new query a sequence.
 
     A sequence whose query points where the one that voted last did (cosine over all heads at
     least `threshold`) keeps its voted tokens; the others vote: the k tokens with the largest sum
@@ -90,11 +81,7 @@ def vote_step(
     Parameters
     ----------
     memory : VoteMemory
-        Changed in place.
-    query : Tensor [B, H, 1, D]
-        As the model encoded its position.
-    key : Tensor [B, H_kv, k_len, D]
-        The whole cache, of more than sink + k + local tokens a sequence.
+        `vote_step` changes it in place.
     threshold : float
         Above 1: always vote.
     undo : (cosine, sine), Tensor [B or 1, 1, D / 2] float32, optional
@@ -103,6 +90,27 @@ def vote_step(
     count : callable, optional
         ``count(scores [B, H, k_len]) -> votes [B, k_len]``, both -inf at tokens that are no
         candidates; instead of the sum of softmax.
+    """
+
+    memory: VoteMemory
+    threshold: float
+    undo: Tables | None = field(default=None, repr=False)
+    scale: float = 1.0
+    count: Callable[[Tensor], Tensor] | None = None
+
+
+def vote_step(
+    vote: Vote, query: Tensor, key: Tensor, *, impl: backend.Impl = "auto"
+) -> tuple[Tensor, int]:
+    """Bring a batch's tokens up to date for one new query a sequence, as `vote` says.
+
+    Parameters
+    ----------
+    vote : Vote
+    query : Tensor [B, H, 1, D]
+        As the model encoded its position.
+    key : Tensor [B, H_kv, k_len, D]
+        The whole cache, of more than sink + k + local tokens a sequence.
     impl : {"auto", "reference", "cpu"}
         The C++ step takes float32 and counts by softmax; "auto" falls back for others.
 
@@ -119,24 +127,31 @@ def vote_step(
         If shapes, dtypes or tables do not fit.
     """
     check_attention(query, key, None, causal=False)
-    (batch, _, q_len, dim), (sequences, width) = query.shape, memory.tokens.shape
-    if q_len != 1 or sequences != batch or key.shape[2] < width:
-        raise ValueError(
-            f"expected one query of {sequences} sequences and {width} keys or more, got "
-            f"{list(query.shape)} and {key.shape[2]} keys"
-        )
-    if undo is not None:
-        _check_tables("undo", undo, ((1, 1, dim // 2), (batch, 1, dim // 2)))
-    if memory.place is not None:
-        _check_tables("place", memory.place, ((2, dim // 2),))
-    scale = check_scale(scale, dim)
+    if query.shape[2] != 1:
+        raise ValueError(f"expected one query a sequence, got {list(query.shape)}")
+    check_vote(vote, tuple(key.shape))
     chosen = backend.choose(impl, query.device, backend.WITHOUT_TRITON)
-    fits = query.dtype is torch.float32 and count is None
+    fits = query.dtype is torch.float32 and vote.count is None
     if impl == "cpu" and not fits:
         raise TypeError("expected float32, and votes by softmax, for impl='cpu'")
     if chosen != "cpu" or not fits or (impl == "auto" and dispatched()):
-        return reference.vote_step(memory, query, key, threshold, undo, scale, count)
-    return _native(memory, query, unit_stride(key), threshold, undo, scale)
+        return reference.vote_step(vote, query, key)
+    return _native(vote, query.contiguous(), unit_stride(key))
+
+
+def check_vote(vote: Vote, key_shape: tuple[int, ...]) -> None:
+    """Refuse a vote that does not fit a cache [B, H_kv, k_len, D]."""
+    (batch, _, k_len, dim), memory = key_shape, vote.memory
+    sequences, width = memory.tokens.shape
+    if sequences != batch or k_len < width:
+        raise ValueError(
+            f"expected {sequences} sequences and {width} keys or more, got {batch} and {k_len}"
+        )
+    if vote.undo is not None:
+        _check_tables("undo", vote.undo, ((1, 1, dim // 2), (batch, 1, dim // 2)))
+    if memory.place is not None:
+        _check_tables("place", memory.place, ((2, dim // 2),))
+    check_scale(vote.scale, dim)
 
 
 def _check_tables(name: str, tables: Tables, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -148,43 +163,67 @@ def _check_tables(name: str, tables: Tables, shapes: tuple[tuple[int, ...], ...]
             )
 
 
-def _native(
-    memory: VoteMemory,
-    query: Tensor,
-    key: Tensor,
-    threshold: float,
-    undo: Tables | None,
-    scale: float,
-) -> tuple[Tensor, int]:
-    fresh = memory.query is None
-    if memory.query is None:
-        memory.query = torch.empty(query.shape)
-    query, out = query.contiguous(), torch.empty(query.shape)
-    sequence, head, row, _ = key.stride()
-    none = (None, None)
-    tables = [None if part is None else part.contiguous() for part in (undo or none)]
-    places = [None if part is None else part.contiguous() for part in (memory.place or none)]
+class NativeVote:
+    """A vote that was checked, as native code casts it, and what its addresses name.
+
+    Parameters
+    ----------
+    vote : Vote
+    heads, dim : int
+        Of the queries.
+    """
+
+    def __init__(self, vote: Vote, heads: int, dim: int) -> None:
+        memory = vote.memory
+        batch, width = memory.tokens.shape
+        self.vote = vote
+        self.last = torch.empty(batch, heads, 1, dim) if memory.query is None else memory.query
+        pairs = vote.undo or (None, None), memory.place or (None, None)
+        self.tables = [None if t is None else t.contiguous() for pair in pairs for t in pair]
+        undo_cosine, undo_sine, *place = (0 if t is None else t.data_ptr() for t in self.tables)
+        self.record = backend.native_module().TokenVote(
+            memory.begin.data_ptr(),
+            undo_cosine,
+            undo_sine,
+            0 if vote.undo is None or len(vote.undo[0]) == 1 else dim // 2,
+            *place,
+            vote.scale,
+            vote.threshold,
+            memory.query is None,
+            self.last.data_ptr(),
+            memory.tokens.data_ptr(),
+            width,
+            memory.sink,
+            memory.local,
+        )
+
+    @property
+    def current(self) -> bool:
+        """Whether the memory's last query is where the vote looks for it."""
+        return self.vote.memory.query is self.last
+
+    def note(self, due: int) -> None:
+        """Remember that the vote was cast, by `due` sequences."""
+        memory = self.vote.memory
+        if memory.query is None:
+            memory.query, self.record.fresh = self.last, False
+            return
+        memory.asked += self.last.shape[0]
+        memory.hits += self.last.shape[0] - due
+
+
+def _native(vote: Vote, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
+    (_, heads, _, dim), (sequence, head, row, _) = query.shape, key.stride()
+    ballot, attends = NativeVote(vote, heads, dim), torch.empty(query.shape)
     due, scored = backend.native_module().token_vote(
+        ballot.record,
         query.data_ptr(),
         query.shape,
         (key.data_ptr(), sequence, head, row),
         key.shape[1],
         key.shape[2],
-        memory.begin.data_ptr(),
-        *(0 if table is None else table.data_ptr() for table in (*tables, *places)),
-        0 if undo is None or undo[0].shape[0] == 1 else query.shape[3] // 2,
-        scale,
-        threshold,
-        fresh,
-        memory.query.data_ptr(),
-        memory.tokens.data_ptr(),
-        memory.tokens.shape[1],
-        memory.sink,
-        memory.local,
-        out.data_ptr(),
+        attends.data_ptr(),
         torch.get_num_threads(),
     )
-    if not fresh:
-        memory.asked += query.shape[0]
-        memory.hits += query.shape[0] - due
-    return out, scored
+    ballot.note(due)
+    return attends, scored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,25 +12,18 @@ from gossamer.kernels.paged_dot import paged_dot, soft_votes, top_indices
 from gossamer.kernels.rotate import rotate
 
 if TYPE_CHECKING:
-    from gossamer.kernels.token_vote import Tables, VoteMemory
+    from gossamer.kernels.token_vote import Vote, VoteMemory
 
 
-def vote_step(
-    memory: VoteMemory,
-    query: Tensor,
-    key: Tensor,
-    threshold: float,
-    undo: Tables | None,
-    scale: float,
-    count: Callable[[Tensor], Tensor] | None,
-) -> tuple[Tensor, int]:
+def vote_step(vote: Vote, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
     """Bring the tokens up to date; return the query as it attends, and how many keys it scored."""
-    if undo is not None:
-        query = rotate(query, *(table[:, None] for table in undo))
+    memory = vote.memory
+    if vote.undo is not None:
+        query = rotate(query, *(table[:, None] for table in vote.undo))
     voter, attends = query, query
     if memory.place is not None:
         voter, attends = (rotate(query, *(table[at] for table in memory.place)) for at in (0, 1))
-    due = _due(memory, voter, threshold)
+    due = _due(memory, voter, vote.threshold)
     k_len, width = key.shape[2], memory.tokens.shape[1]
     end, k = k_len - memory.local, width - memory.sink - memory.local
     recent = torch.arange(end, k_len, device=key.device)
@@ -42,8 +34,8 @@ def vote_step(
     for b in due.nonzero().flatten().tolist():
         own = slice(b, b + 1)
         begin = memory.begin[own]
-        scores = paged_dot(voter[own], key[own], begin=begin, end=end, scale=scale)
-        votes = (count or soft_votes)(scores)
+        scores = paged_dot(voter[own], key[own], begin=begin, end=end, scale=vote.scale)
+        votes = (vote.count or soft_votes)(scores)
         memory.tokens[b, memory.sink : memory.sink + k] = top_indices(votes, k)[0]
         memory.query[b] = voter[b]
         scored += end - int(begin)
