@@ -65,54 +65,124 @@ GOSSAMER_INLINE KeySpan key_span(const AttentionArgs &a, const Sharing &sharing,
     return {ids, first * a.unit, count * a.unit - gap, gap_at * a.unit, gap};
 }
 
-// out[r, k] = query row r . keys[k] for the first `count` keys; the others must be readable.
-template <class T>
-GOSSAMER_INLINE void dot_keys(const float *query, int64_t rows, int64_t dim,
-                              const T *const (&keys)[W], int64_t count, float *out,
-                              int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r, query += dim) {
-        Vec products[W] = {};
+// A register tile: query rows, and keys or vectors of a value row; the operands fit beside it.
+constexpr int FEW_ROWS = W == 16 ? 4 : 2;
+constexpr int FEW_KEYS = 4;
+
+// out[r, k] = query row r . keys[k] for R rows and the first `count` keys; the others must be
+// readable. Dim > 0 unrolls a known width: every load then steps evenly, which is foreseen.
+template <int R, int Dim, class T>
+GOSSAMER_INLINE void dot_tile(const float *query, int64_t any_dim, const T *const (&keys)[W],
+                              int64_t count, float *out, int64_t stride) {
+    Vec parts[R][W];
+    const int64_t dim = Dim > 0 ? Dim : any_dim;
+    for (int first = 0; first < W; first += FEW_KEYS) {
+        Vec products[R][FEW_KEYS] = {};
         int64_t d = 0;
+#pragma GCC unroll 4
         for (; d + W <= dim; d += W) {
-            const Vec q = load(query + d);
-#pragma GCC unroll 16
-            for (int k = 0; k < W; ++k) products[k] += q * load(keys[k] + d);
+            Vec q[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) q[r] = load(query + r * dim + d);
+#pragma GCC unroll 4
+            for (int k = 0; k < FEW_KEYS; ++k) {
+                const Vec key = load(keys[first + k] + d);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) products[r][k] += q[r] * key;
+            }
         }
         for (; d < dim; ++d)
-            for (int k = 0; k < W; ++k) products[k][0] += query[d] * scalar(keys[k][d]);
-        const Vec dots = sums(products);
+            for (int k = 0; k < FEW_KEYS; ++k)
+                for (int r = 0; r < R; ++r)
+                    products[r][k][0] += query[r * dim + d] * scalar(keys[first + k][d]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int k = 0; k < FEW_KEYS; ++k) parts[r][first + k] = products[r][k];
+    }
+    for (int r = 0; r < R; ++r, out += stride) {
+        const Vec dots = sums(parts[r]);
         if (count == W) {
-            store(out + r * stride, dots);
+            store(out, dots);
         } else {
-            for (int64_t k = 0; k < count; ++k) out[r * stride + k] = dots[k];
+            for (int64_t k = 0; k < count; ++k) out[k] = dots[k];
         }
     }
 }
 
-// out[r, k] = query row r . key k for W keys that lie `stride` apart.
-template <class T>
-GOSSAMER_INLINE void dot_run(const float *query, int64_t rows, int64_t dim, const T *keys,
-                             int64_t stride, float *out, int64_t out_stride) {
-    constexpr int QUADS = W / 4;  // few enough bases to stay in registers
-    for (int64_t r = 0; r < rows; ++r, query += dim) {
-        const T *bases[QUADS];
-        for (int quad = 0; quad < QUADS; ++quad) bases[quad] = keys + 4 * quad * stride;
-        Vec products[W] = {};
-        int64_t d = 0;
-        for (; d + W <= dim; d += W) {
-            const Vec q = load(query + d);
-#pragma GCC unroll 4
-            for (int quad = 0; quad < QUADS; ++quad) {
-#pragma GCC unroll 4
-                for (int k = 0; k < 4; ++k)
-                    products[quad * 4 + k] += q * load(bases[quad] + k * stride);
-                bases[quad] += W;
-            }
-        }
-        for (; d < dim; ++d)
-            for (int k = 0; k < W; ++k) products[k][0] += query[d] * scalar(keys[k * stride + d]);
-        store(out + r * out_stride, sums(products));
+template <int Dim, class T>
+GOSSAMER_INLINE void dot_keys_of(const float *query, int64_t rows, int64_t dim,
+                                 const T *const (&keys)[W], int64_t count, float *out,
+                                 int64_t stride) {
+    for (; rows >= FEW_ROWS; rows -= FEW_ROWS) {
+        dot_tile<FEW_ROWS, Dim>(query, dim, keys, count, out, stride);
+        query += FEW_ROWS * dim;
+        out += FEW_ROWS * stride;
     }
+    if (rows == 3) dot_tile<3, Dim>(query, dim, keys, count, out, stride);
+    if (rows == 2) dot_tile<2, Dim>(query, dim, keys, count, out, stride);
+    if (rows == 1) dot_tile<1, Dim>(query, dim, keys, count, out, stride);
+}
+
+template <class T>
+GOSSAMER_INLINE void dot_keys(const float *query, int64_t rows, int64_t dim,
+                              const T *const (&keys)[W], int64_t count, float *out,
+                              int64_t stride) {
+    dim == 64 ? dot_keys_of<64>(query, rows, dim, keys, count, out, stride)
+              : dot_keys_of<0>(query, rows, dim, keys, count, out, stride);
+}
+
+// acc row r += the sum of p[r, j] * values[j], for R rows and C vectors from column `at` on.
+template <int R, int C, class T>
+GOSSAMER_INLINE void add_tile(const float *p, int64_t p_stride, const T *const *values,
+                              int64_t count, int64_t at, float *acc, int64_t acc_stride) {
+    Vec sums[R][C];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sums[r][c] = load(acc + r * acc_stride + at + c * W);
+    for (int64_t j = 0; j < count; ++j) {
+        Vec value[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) value[c] = load(values[j] + at + c * W);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const Vec weight = broadcast(p[r * p_stride + j]);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) sums[r][c] += weight * value[c];
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) store(acc + r * acc_stride + at + c * W, sums[r][c]);
+}
+
+template <int R, class T>
+GOSSAMER_INLINE void add_columns(const float *p, int64_t p_stride, const T *const *values,
+                                 int64_t count, int64_t dim, float *acc, int64_t acc_stride) {
+    int64_t at = 0;
+    for (; at + 4 * W <= dim; at += 4 * W)
+        add_tile<R, 4>(p, p_stride, values, count, at, acc, acc_stride);
+    for (; at + W <= dim; at += W) add_tile<R, 1>(p, p_stride, values, count, at, acc, acc_stride);
+    for (; at < dim; ++at)
+        for (int r = 0; r < R; ++r)
+            for (int64_t j = 0; j < count; ++j)
+                acc[r * acc_stride + at] += p[r * p_stride + j] * scalar(values[j][at]);
+}
+
+template <class T>
+GOSSAMER_INLINE void add_values(int64_t rows, const float *p, int64_t p_stride,
+                                const T *const *values, int64_t count, int64_t dim, float *acc,
+                                int64_t acc_stride) {
+    for (; rows >= FEW_ROWS; rows -= FEW_ROWS) {
+        add_columns<FEW_ROWS>(p, p_stride, values, count, dim, acc, acc_stride);
+        p += FEW_ROWS * p_stride;
+        acc += FEW_ROWS * acc_stride;
+    }
+    if (rows == 3) add_columns<3>(p, p_stride, values, count, dim, acc, acc_stride);
+    if (rows == 2) add_columns<2>(p, p_stride, values, count, dim, acc, acc_stride);
+    if (rows == 1) add_columns<1>(p, p_stride, values, count, dim, acc, acc_stride);
 }
 
 template <class T>
@@ -142,39 +212,30 @@ GOSSAMER_INLINE int64_t fill_tokens(const AttentionArgs &a, const KeySpan &span,
 // One task: fold positions [begin, end) of the span into `tile`, whose rows are
 // heads x queries with queries fastest.
 template <class T>
-static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, const Rows<T> &head,
-                        const KeySpan &span, int64_t begin, int64_t end, const float *query,
-                        const Tile &tile, int64_t queries, int64_t start, Scratch &scratch) {
+static void stream_keys(const AttentionArgs &a, const Rows<T> &head, const KeySpan &span,
+                        int64_t begin, int64_t end, const float *query, const Tile &tile,
+                        int64_t queries, int64_t start, Scratch &scratch) {
     float *scores = scratch.take<float>(STREAM_ROWS * STREAM_STEP);
-    float *values = scratch.take<float>(engine.value_cells(STREAM_STEP));
     float *rotated = scratch.take<float>(W * a.dim);
-    const FloatEngine<T> runs(a, true);
-    int32_t tokens[STREAM_STEP + PREFETCH];
+    int32_t tokens[2 * STREAM_STEP];  // of this step and the next
     for (int64_t at = begin; at < end; at += STREAM_STEP) {
-        const int64_t reach = min64(end, at + STREAM_STEP + PREFETCH);
+        const int64_t reach = min64(end, at + 2 * STREAM_STEP);
         const int64_t ahead = fill_tokens(a, span, at, reach, tokens);
         const int64_t count = min64(ahead, STREAM_STEP);
         if (count == 0) continue;
         const Rows<T> rows = head.list(tokens, 0);
-        const bool run = runs.in_place && tokens[count - 1] - tokens[0] == count - 1;
         if (at == begin)
-            for (int64_t j = 0; j < min64(PREFETCH, ahead); ++j)
+            for (int64_t j = 0; j < min64(PREFETCH, count); ++j)
                 prefetch_row(rows.key_row(j), a.dim);
+        // Values come while keys are met, and the next keys while values are added up.
         for (int64_t j = 0; j < count; j += W) {
-            const int64_t many = min64(W, count - j);
-            if (run && a.cosine == nullptr && many == W) {
-                const T *near = rows.key_row(j);
-                for (int k = 0; k < W; ++k) prefetch_row(rows.value_row(j + k), a.dim);
-                dot_run(query, tile.rows, a.dim, near, a.key.token, scores + j, STREAM_STEP);
-                continue;
-            }
             const T *keys[W];
             for (int k = 0; k < W; ++k) {
                 const int64_t key = min64(j + k, count - 1);
                 keys[k] = rows.key_row(key);
-                if (key + PREFETCH < ahead) prefetch_row(rows.key_row(key + PREFETCH), a.dim);
-                if (!run) prefetch_row(rows.value_row(key), a.dim);
+                prefetch_row(rows.value_row(key), a.dim);
             }
+            const int64_t many = min64(W, count - j);
             if (a.cosine == nullptr) {
                 dot_keys(query, tile.rows, a.dim, keys, many, scores + j, STREAM_STEP);
                 continue;
@@ -186,7 +247,6 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             }
             dot_keys(query, tile.rows, a.dim, turned, many, scores + j, STREAM_STEP);
         }
-        if (!run) engine.pack_values(rows, count, count, values);
         const int64_t columns = round_up(count, W);
         const bool all_visible =
             tokens[0] >= start && a.local == 0 && (!a.causal || tokens[count - 1] <= tile.position);
@@ -202,19 +262,14 @@ static void stream_keys(const AttentionArgs &a, const FloatEngine<T> &engine, co
             fill(row, count, columns, NEG_INF);
         }
         softmax_rows(tile, scores, STREAM_STEP, columns, a.scale, scores, STREAM_STEP);
-        if (!run) {
-            const float *const panel = values;
-            engine.accumulate(tile, scores, STREAM_STEP, &panel, &count, 1, columns);
-            continue;
-        }
-        // The values came while keys were met; the next keys come while these values are. Behind
-        // the last key there may be no memory: a prefetch of it does nothing.
+        const T *values[STREAM_STEP];
+        for (int64_t j = 0; j < count; ++j) values[j] = rows.value_row(j);
         for (int64_t j = 0; j < count; j += STREAM_PART) {
             const int64_t part = min64(STREAM_PART, count - j);
-            for (int64_t k = 0; k < part; ++k)
-                prefetch_row(rows.key_row(0) + (count + j + k) * a.key.token, a.dim);
-            const float *const panel = reinterpret_cast<const float *>(rows.value_row(j));
-            runs.accumulate(tile, scores + j, STREAM_STEP, &panel, &part, 1, round_up(part, W));
+            for (int64_t k = count + j; k < min64(count + j + part, ahead); ++k)
+                prefetch_row(rows.key_row(k), a.dim);
+            add_values(tile.rows, scores + j, STREAM_STEP, values + j, part, a.dim, tile.acc,
+                       tile.acc_stride);
         }
     }
 }
@@ -269,8 +324,7 @@ static void stream_attention(const AttentionArgs &a) {
     {
         const FloatEngine<T> engine(a);
         const size_t floats =
-            static_cast<size_t>(STREAM_ROWS * (a.dim + STREAM_STEP) +
-                                engine.value_cells(STREAM_STEP) + (W + 1) * a.dim + 256);
+            static_cast<size_t>(STREAM_ROWS * (a.dim + STREAM_STEP) + (W + 1) * a.dim + 256);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < items * splits; ++task) {
             int64_t b, set, g;
@@ -296,8 +350,8 @@ static void stream_attention(const AttentionArgs &a) {
             const int64_t begin = span.begin + task % splits * STREAM_SPLIT;
             const int64_t end = min64(span.end, begin + STREAM_SPLIT);
             if (begin < end)
-                stream_keys(a, engine, Rows<T>::head(a, b, sharing.kv_head(set)), span, begin, end,
-                            query, tile, queries, first_key(a, b), scratch);
+                stream_keys(a, Rows<T>::head(a, b, sharing.kv_head(set)), span, begin, end, query,
+                            tile, queries, first_key(a, b), scratch);
         }
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < items; ++item) {
