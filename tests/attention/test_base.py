@@ -91,7 +91,7 @@ def test_meter_counts_every_pair(case: int, shape: AttentionShape) -> None:
     query, key, _ = attention_inputs(shape, dtype=torch.bfloat16)
     pattern, window = patterns(shape)[case]
     meter = Meter()
-    selection = Selection(pattern, window, resumed_pairs=11, searched=70, keys_read=5)
+    selection = Selection(pattern, window, resumed_pairs=11, searched=70, bytes_read=5)
     meter.add(selection, tuple(query.shape), key)
     visible = visible_keys(pattern, query, key, window=window)
     causal = int(visible_keys(None, query, key).sum())
@@ -106,7 +106,7 @@ def test_meter_counts_every_pair(case: int, shape: AttentionShape) -> None:
             group = [tuple(listed[b, h, -1].tolist()) for h in (2 * kv_head, 2 * kv_head + 1)]
             separate = pattern is not None and pattern.shape[1] == 4
             read += sum(map(sum, group if separate else group[:1]))
-    assert meter.bytes_read == ((2 * read + 5) * 16 * 2 if shape.q_len == 1 else 0)
+    assert meter.bytes_read == (2 * read * 16 * 2 + 5 if shape.q_len == 1 else 0)
 
 
 def test_meter_adds_calls_up() -> None:

@@ -252,7 +252,7 @@ class Decoder:
 
         class Scans(Meter):
             def add(meter, selection: Selection, query: Tensor, key: Tensor) -> None:
-                self.scans += selection.keys_read > 0
+                self.scans += selection.bytes_read > 0
 
         self.state.meter = Scans()
 

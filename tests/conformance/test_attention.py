@@ -54,6 +54,7 @@ REFUSED: dict[type[AttentionMethod], list[tuple[dict[str, Any], str]]] = {
         ({"share": "all"}, "share .*'all'"),
     ],
     TokenSelect: [
+        ({"score_dtype": "float16"}, "score_dtype .*'float16'"),
         ({"n_init": -1}, "n_init .*-1"),
         ({"n_local": 0}, "n_local.* 0"),
         ({"top_k": 0}, "top_k.* 0"),

@@ -27,10 +27,12 @@ CPU = torch.device("cpu")
 SINK, K, LOCAL = 3, 20, 9
 
 
-def memory(starts: list[int], dim: int, *, placed: bool = True) -> VoteMemory:
+def memory(starts: list[int], dim: int, *, placed: bool = True, copies: bool = False) -> VoteMemory:
     cosine, sine = rotary_tables(SINK + K + LOCAL, dim)
     place = (cosine[[LOCAL, -1]], sine[[LOCAL, -1]]) if placed else None
-    return VoteMemory.empty(starts, sink=SINK, k=K, local=LOCAL, device=CPU, place=place)
+    return VoteMemory.empty(
+        starts, sink=SINK, k=K, local=LOCAL, device=CPU, place=place, copies=copies
+    )
 
 
 def cast(
@@ -144,6 +146,50 @@ def test_a_query_may_lie_apart_in_memory(impl):
     expected = cast(exact, query, key, threshold=0.9, impl=impl)
     assert torch.equal(found[0], expected[0]) and torch.equal(own.tokens, exact.tokens)
     assert own.query is not None and own.query.is_contiguous()
+
+
+@pytest.mark.parametrize("dim", [8, 40, 64])
+def test_a_copy_is_scored_in_place_of_the_keys(impl, dim, guarded):
+    shape = AttentionShape(2, 6, 2, 1, 150, dim)
+    key = attention_inputs(shape)[1]
+    own, exact = memory([0, 5], dim, copies=True), memory([0, 5], dim)
+    generator = torch.Generator().manual_seed(2)
+    for k_len in (100, 101, 130, 150):  # the last one has no room left
+        query = 3 * torch.randn(2, 6, 1, dim, generator=generator)
+        present = key[:, :, :k_len].clone()
+        present[:, :, : own.copied] = torch.nan  # what has been copied is not read again
+        present[:, :, k_len - LOCAL :] = torch.nan
+        found = cast(own, query, guarded(present), threshold=1.1, impl=impl)
+        rounded = key[:, :, :k_len].bfloat16().float()
+        expected = cast(exact, query, rounded, threshold=1.1, impl="reference")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(own.tokens, exact.tokens)
+        assert own.copied == k_len - LOCAL and own.nbytes == 2 * 2 * own.copied * dim * 2
+        copy = own.copy
+        assert copy is not None and copy.dtype is torch.bfloat16
+        assert torch.equal(copy[:, :, : own.copied].float(), rounded[:, :, : own.copied])
+    cast(own, query, torch.full_like(key, torch.nan), threshold=-1.0, impl=impl)  # reuses
+    assert own.copied == 150 - LOCAL
+    assert exact.nbytes == 0 and exact.copy is None
+
+
+def test_a_copy_grows_with_its_cache(impl):
+    shape = AttentionShape(1, 2, 1, 1, 300, 16)
+    query, key, _ = attention_inputs(shape)
+    own, exact = memory([0], 16, copies=True), memory([0], 16)
+    for k_len in (40, 79, 81, 300):
+        cast(own, query, key[:, :, :k_len], threshold=1.1, impl=impl)
+        rounded = key[:, :, :k_len].bfloat16().float()
+        cast(exact, query, rounded, threshold=1.1, impl="reference")
+        assert torch.equal(own.tokens, exact.tokens) and own.copied == k_len - LOCAL
+
+
+def test_keys_that_are_half_as_wide_already_are_not_copied():
+    shape = AttentionShape(1, 2, 1, 1, 90, 8)
+    query, key, _ = attention_inputs(shape, dtype=torch.bfloat16)
+    own = memory([0], 8, copies=True)
+    cast(own, query, key, threshold=0.9)
+    assert own.copy is None and own.nbytes == 0
 
 
 def test_reads_the_candidates_alone_and_nothing_when_it_reuses(isa, guarded):

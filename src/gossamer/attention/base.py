@@ -45,8 +45,8 @@ class Selection:
         Rotates each gathered key by its rank.
     searched : int
         Query-key products computed to choose, over batch and heads.
-    keys_read : int
-        Key vectors read to choose, over batch and key heads.
+    bytes_read : int
+        Bytes read to choose.
     vote : Vote, optional
         Brings `pattern` and the query up to date; only `select_ahead` leaves it to be cast.
     """
@@ -58,12 +58,15 @@ class Selection:
     query: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     searched: int = 0
-    keys_read: int = 0
+    bytes_read: int = 0
     vote: Vote | None = None
 
-    def voted(self, scored: int, heads: int, kv_heads: int) -> Selection:
-        """Return what is left to choose after a vote that scored that many keys: nothing."""
-        return replace(self, searched=scored * heads, keys_read=scored * kv_heads, vote=None)
+    def voted(self, scored: int, heads: int, key: Tensor) -> Selection:
+        """Return the selection after its vote, which scored so many keys [B, H_kv, k_len, D]."""
+        half = self.vote is not None and self.vote.memory.copy is not None
+        vector = key.shape[3] * (2 if half else key.element_size())
+        read = scored * key.shape[1] * vector
+        return replace(self, searched=scored * heads, bytes_read=read, vote=None)
 
 
 EVERYTHING = Selection()
@@ -141,8 +144,8 @@ class Meter:
             self._attended += pairs * heads // lists + call.selection.resumed_pairs
             self._searched += call.selection.searched
             if q_len == 1:
-                vectors = 2 * pairs * max(call.kv_heads, lists) // lists + call.selection.keys_read
-                self._bytes_read += vectors * dim * call.element_size
+                vectors = 2 * pairs * max(call.kv_heads, lists) // lists
+                self._bytes_read += vectors * dim * call.element_size + call.selection.bytes_read
         self._noted.clear()
 
 

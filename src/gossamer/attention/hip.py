@@ -144,7 +144,8 @@ class HiPAttention(AttentionMethod):
         rows = (q_len - first).clamp(max=pattern.group)
         sampled = (rows - stride // 2 + stride - 1).div(stride, rounding_mode="floor").clamp(min=1)
         searched = (keys * sampled).sum() * (heads // pattern.shape[1])
-        return Selection(pattern, searched=int(searched), keys_read=int(keys.sum()))
+        read = int(keys.sum()) * query.shape[3] * query.element_size()
+        return Selection(pattern, searched=int(searched), bytes_read=read)
 
     def select_ahead(self, key: Tensor, state: LayerState) -> Selection | None:
         k_len = key.shape[2] + 1

@@ -51,6 +51,9 @@ class TokenSelect(AttentionMethod):
         Odd width of a max-pool over the votes; 0 for none (paper default).
     scale : {None, "rsqrt"}
         "rsqrt" divides products by sqrt(D) before the vote.
+    score_dtype : {None, "bfloat16"}
+        "bfloat16" keeps a second copy of float32 keys, rounded, for decode steps to score: half
+        the bytes to read, a quarter more to keep. Attention itself reads the float32 keys.
 
     Examples
     --------
@@ -67,6 +70,7 @@ class TokenSelect(AttentionMethod):
     reindex_positions: bool = True
     smooth_kernel: int = 0
     scale: Literal["rsqrt"] | None = None
+    score_dtype: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         if self.n_init < 0 or min(self.n_local, self.top_k, self.chunk) < 1:
@@ -86,6 +90,8 @@ class TokenSelect(AttentionMethod):
             )
         if self.smooth_kernel < 0 or (self.smooth_kernel and self.smooth_kernel % 2 == 0):
             raise ValueError(f"expected smooth_kernel to be 0 or odd, got {self.smooth_kernel}")
+        if self.score_dtype not in (None, "bfloat16"):
+            raise ValueError(f"expected score_dtype None or 'bfloat16', got {self.score_dtype!r}")
         if not -1 <= self.cache_threshold < float("inf"):
             raise ValueError(f"expected cache_threshold >= -1, got {self.cache_threshold}")
 
@@ -106,7 +112,7 @@ class TokenSelect(AttentionMethod):
             ahead = self._one_ahead(k_len, starts, key, state, undo)
             assert ahead.vote is not None
             compact, scored = vote_step(ahead.vote, query, key)
-            found = ahead.voted(scored, *query.shape[1:2], *key.shape[1:2])
+            found = ahead.voted(scored, query.shape[1], key)
             return found if found.rotary is None else replace(found, query=compact)
         state.memory = None
         raw = query if self.rotated_keys else state.without_positions(query)
@@ -178,6 +184,7 @@ class TokenSelect(AttentionMethod):
                 local=self.n_local,
                 place=None if tables is None else (tables[0][ranks], tables[1][ranks]),
                 device=key.device,
+                copies=self.score_dtype is not None,
             )
         vote = Vote(state.memory, self.cache_threshold, undo, self._scale(key), self._own_count)
         tokens = vote.memory.tokens[:, None, None]
@@ -192,7 +199,7 @@ class TokenSelect(AttentionMethod):
         return Selection(
             TokenPattern(indices, group=group, k_len=key.shape[2]),
             searched=scored * query.shape[1],
-            keys_read=scored * key.shape[1],
+            bytes_read=scored * key.shape[1] * key.shape[3] * key.element_size(),
         )
 
     def _voter(self, raw: Tensor, state: LayerState) -> Tensor:

@@ -210,13 +210,13 @@ def _document_round(task: Task, spec: str, method: AttentionMethod | None) -> tu
         cache = reader.new_cache()
         split = task.context - task.decode
         last, prefill = reader.read(task.tokens[:, :split], cache)
-        kv_bytes = _kv_bytes(cache)
         prefilled = reader.meter.density, reader.meter.selection_share
         logits, steps = [last.float()], []
         for token in task.tokens[0, split:-1]:
             last, seconds = reader.read(token[None, None], cache)
             logits.append(last.float())
             steps.append(seconds)
+        kv_bytes = _kv_bytes(cache)
         read = reader.meter.bytes_read / len(steps)
         stock, floor = method is None, _floor(reader, task.tokens)
         weights = reader.weight_bytes()

@@ -29,6 +29,7 @@ METHODS = [
     VOTES,
     attention.TokenSelect(n_init=2, n_local=8, top_k=4, chunk=4, cache_threshold=0.3),
     attention.TokenSelect(n_init=2, n_local=8, top_k=4, chunk=4, reindex_positions=False),
+    attention.TokenSelect(n_init=2, n_local=8, top_k=4, chunk=4, score_dtype="bfloat16"),
     HIP,
 ]
 
@@ -112,7 +113,7 @@ def test_votes_that_native_code_does_not_count_are_cast_by_the_method(model, run
     assert not runs
 
 
-@pytest.mark.parametrize("method", [DENSE, VOTES, HIP], ids=str)
+@pytest.mark.parametrize("method", [DENSE, VOTES, METHODS[6], HIP], ids=str)
 def test_caches_may_take_turns_grow_fork_and_roll_back(model, method):
     def walk(attached) -> list[Tensor]:
         attached.reserve = 33  # outgrown on the way

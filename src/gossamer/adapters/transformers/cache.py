@@ -135,8 +135,9 @@ class KVCache(Cache):
         return branch
 
     def nbytes(self) -> int:
-        """Return the bytes of the tokens stored."""
-        return sum(layer.store.nbytes() for layer in _own_layers(self))
+        """Return the bytes of the tokens stored, and of what a method keeps of them besides."""
+        layers = _own_layers(self)
+        return sum(one.store.nbytes() + getattr(one.state.memory, "nbytes", 0) for one in layers)
 
 
 def _own_layers(cache: Cache) -> list[KVLayer]:

@@ -85,7 +85,6 @@ def forward(
     for layer in [*decoder.layers][: decoder.config.num_hidden_layers]:
         step = None
         if native and type(layer) is NativeLlamaLayer:
-            attachment.hear_positions(layer.self_attn, angles)
             step = layer.step_ahead(attachment, past_key_values, mask, len(x))
         if step is not None:
             ahead.append(step)
@@ -132,7 +131,7 @@ def _count(meter: Meter, step: AheadStep, scored: int) -> None:
     """Let a meter know of a block's token, whose vote, if there was one, scored so many keys."""
     block, key, selection = step.native.block, step.native.key, step.selection
     if selection.vote is not None:
-        selection = selection.voted(scored, block.heads, block.kv_heads)
+        selection = selection.voted(scored, block.heads, key)
     pattern = selection.pattern
     if isinstance(pattern, TokenPattern):  # made for an earlier token
         selection = replace(selection, pattern=replace(pattern, k_len=key.shape[2]))

@@ -243,7 +243,7 @@ class DecoderBlock:
             tokens = vote.memory.tokens
             if vote.count is not None or kept[0] is None or kept[0].data_ptr() != tokens.data_ptr():
                 raise ValueError("expected a vote by softmax on the tokens of the pattern")
-            ballot = NativeVote(vote, self.heads, self.head)
+            ballot = NativeVote(vote, key, self.heads)
         record = backend.native_module().BlockStep(
             self._held(vectors),
             norms[0].data_ptr(),
@@ -370,7 +370,7 @@ class BlockStep:
         All else has to be as it was when the step was made.
         """
         here = self.key.data_ptr() == key.data_ptr() and self.value.data_ptr() == value.data_ptr()
-        if not here or not (self._ballot is None or self._ballot.current):
+        if not here or not (self._ballot is None or self._ballot.serves(key.shape[2])):
             return False
         self.key, self.value = key, value
         self._record.k_len = key.shape[2]
@@ -425,7 +425,7 @@ def run_steps(
     )
     for step, (due, _) in zip(steps, voted, strict=True):
         if step._ballot is not None:
-            step._ballot.note(due)
+            step._ballot.note(due, step.key.shape[2])
     return result, [scored for _, scored in voted]
 
 

@@ -92,6 +92,8 @@ struct TokenVote {
     bool fresh;
     uintptr_t last, tokens;
     int64_t width, sink, local;
+    Cache copy;  // address 0: none
+    int64_t copied;
 
     // query and attends are [batch, heads, dim].
     Voted cast(const float *query, const Cache &keys, int64_t k_len, int64_t batch, int64_t heads,
@@ -99,7 +101,9 @@ struct TokenVote {
         Voted voted;
         TokenVoteArgs t{};
         t.keys.key = view(keys);
-        t.keys.dtype = Dtype::float32;
+        t.keys.query_dtype = t.keys.dtype = Dtype::float32;
+        t.copy = {reinterpret_cast<void *>(copy[0]), copy[1], copy[2], copy[3]};
+        t.copied = copied;
         t.keys.batch = batch;
         t.keys.heads = heads;
         t.keys.dim = dim;
@@ -322,12 +326,14 @@ void bind_decoder(nb::module_ &m) {
         .def(nb::new_([](uintptr_t begin, uintptr_t undo_cosine, uintptr_t undo_sine,
                          int64_t undo_stride, uintptr_t place_cosine, uintptr_t place_sine,
                          float scale, float threshold, bool fresh, uintptr_t last, uintptr_t tokens,
-                         int64_t width, int64_t sink, int64_t local) {
-            return TokenVote{begin,      undo_cosine, undo_sine, undo_stride, place_cosine,
-                             place_sine, scale,       threshold, fresh,       last,
-                             tokens,     width,       sink,      local};
+                         int64_t width, int64_t sink, int64_t local, const Cache &copy,
+                         int64_t copied) {
+            return TokenVote{begin, undo_cosine, undo_sine, undo_stride, place_cosine, place_sine,
+                             scale, threshold,   fresh,     last,        tokens,       width,
+                             sink,  local,       copy,      copied};
         }))
-        .def_rw("fresh", &TokenVote::fresh);
+        .def_rw("fresh", &TokenVote::fresh)
+        .def_rw("copied", &TokenVote::copied);
     nb::class_<DecoderBlock>(m, "DecoderBlock")
         .def(nb::init<VectorWeight, VectorWeight, VectorWeight, VectorWeight, VectorWeight,
                       VectorWeight, VectorWeight, int64_t>())

@@ -243,7 +243,8 @@ void paged_dot(const Array &query, const Array &key, const Array &begin, int64_t
     PagedDotArgs p{};
     p.query = view(query);
     p.key = view(key);
-    p.dtype = dtype_of(query);
+    p.query_dtype = dtype_of(query);
+    p.dtype = dtype_of(key);
     p.batch = static_cast<int64_t>(query.shape(0));
     p.heads = static_cast<int64_t>(query.shape(1));
     p.kv_heads = static_cast<int64_t>(key.shape(1));

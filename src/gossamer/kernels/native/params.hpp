@@ -80,7 +80,7 @@ struct RotateArgs {
 // Query-key products of one query a head with every key of [begin, end).
 struct PagedDotArgs {
     View query, key;
-    Dtype dtype;
+    Dtype query_dtype, dtype;  // dtype: of the keys
     int64_t batch, heads, kv_heads, k_len, dim, end;
     const int64_t *begin;  // [batch]
     float scale;
@@ -107,6 +107,8 @@ struct TopIndicesArgs {
 // One decode step of TokenSelect; kernels/token_vote describes it.
 struct TokenVoteArgs {
     PagedDotArgs keys;   // `begin` and `end` bound the candidates; query and scores are not used
+    MutableView copy;    // bfloat16 keys, scored in their place; data == nullptr: none
+    int64_t copied;      // tokens that the copy has
     const float *query;  // [batch, heads, dim]
     const float *undo_cosine, *undo_sine;    // [batch or 1, dim / 2] or nullptr
     int64_t undo_stride;                     // between sequences

@@ -5,7 +5,7 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-template <class T>
+template <class Q, class T>
 void run(const PagedDotArgs &p) {
     const int64_t heads = p.heads / p.kv_heads, splits = ceil_div(p.k_len, STREAM_SPLIT);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads)
@@ -20,7 +20,7 @@ void run(const PagedDotArgs &p) {
         Scratch scratch(static_cast<size_t>(heads * p.dim) * 4 + 64);
         float *query = scratch.take<float>(heads * p.dim);
         for (int64_t h = 0; h < heads; ++h) {
-            const T *row = static_cast<const T *>(p.query.data) + b * p.query.batch +
+            const Q *row = static_cast<const Q *>(p.query.data) + b * p.query.batch +
                            (kv_head * heads + h) * p.query.head;
             for (int64_t d = 0; d < p.dim; ++d) query[h * p.dim + d] = scalar(row[d]) * p.scale;
             fill(out + h * p.k_len, from, begin, NEG_INF);
@@ -68,7 +68,11 @@ static uint32_t kth_largest(uint32_t *keys, int64_t n, int64_t &k) {
 }  // namespace
 
 void paged_dot(const PagedDotArgs &p) {
-    p.dtype == Dtype::float32 ? run<float>(p) : run<uint16_t>(p);
+    if (p.dtype == Dtype::float32) {
+        run<float, float>(p);
+    } else {
+        p.query_dtype == Dtype::float32 ? run<float, uint16_t>(p) : run<uint16_t, uint16_t>(p);
+    }
 }
 
 void soft_votes(const SoftVotesArgs &v) {

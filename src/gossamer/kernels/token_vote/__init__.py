@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from gossamer.kernels import backend
 from gossamer.kernels.library import dispatched
+from gossamer.kernels.memory import empty_aligned, use_huge_pages
 from gossamer.kernels.token_vote import reference
 from gossamer.kernels.validation import check_attention, check_scale, unit_stride
 
@@ -34,6 +36,12 @@ class VoteMemory:
         The query that cast each sequence's votes; None before the first ones.
     hits, asked : int
         Sequences that reused their votes, and sequences that could have.
+    copies : bool
+        Whether votes score a bfloat16 copy of float32 keys: half as much to read.
+    copy : Tensor [B, H_kv, room, D] bfloat16 or None
+        That copy.
+    copied : int
+        Tokens that it has.
     """
 
     tokens: Tensor
@@ -44,6 +52,9 @@ class VoteMemory:
     query: Tensor | None = field(default=None, repr=False)
     hits: int = 0
     asked: int = 0
+    copies: bool = False
+    copy: Tensor | None = field(default=None, repr=False)
+    copied: int = 0
 
     @classmethod
     def empty(
@@ -55,7 +66,8 @@ class VoteMemory:
         local: int,
         device: torch.device,
         place: Tables | None = None,
-    ) -> VoteMemory:
+        copies: bool = False,
+    ) -> Self:
         """Make room for sequences whose first tokens are `starts`.
 
         Examples
@@ -67,7 +79,25 @@ class VoteMemory:
         first = torch.tensor(starts, device=device)
         tokens = torch.empty(len(starts), sink + k + local, dtype=torch.int32, device=device)
         tokens[:, :sink] = first[:, None] + torch.arange(sink, device=device)
-        return cls(tokens, sink, local, first + sink, place)
+        return cls(tokens, sink, local, first + sink, place, copies=copies)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copied keys."""
+        return 0 if self.copy is None else self.copy[:, :, : self.copied].nbytes
+
+    def make_room(self, key: Tensor) -> Tensor | None:
+        """Return a copy with room for the keys [B, H_kv, k_len, D], if there is to be one."""
+        if not self.copies or key.dtype is not torch.float32:
+            return None
+        if self.copy is None or self.copy.shape[2] < key.shape[2]:
+            batch, heads, k_len, dim = key.shape  # pages that are not touched cost nothing
+            room = empty_aligned((batch, heads, 2 * k_len, dim), torch.bfloat16, key.device)
+            use_huge_pages(room)
+            if self.copy is not None:
+                room[:, :, : self.copied] = self.copy[:, :, : self.copied]
+            self.copy = room
+        return self.copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,16 +199,21 @@ class NativeVote:
     Parameters
     ----------
     vote : Vote
-    heads, dim : int
+    key : Tensor [B, H_kv, k_len, D] float32
+    heads : int
         Of the queries.
     """
 
-    def __init__(self, vote: Vote, heads: int, dim: int) -> None:
-        memory = vote.memory
+    def __init__(self, vote: Vote, key: Tensor, heads: int) -> None:
+        memory, dim = vote.memory, key.shape[3]
         batch, width = memory.tokens.shape
         self.vote = vote
         self.last = torch.empty(batch, heads, 1, dim) if memory.query is None else memory.query
         pairs = vote.undo or (None, None), memory.place or (None, None)
+        self.copy = memory.make_room(key)
+        copy = (0, 0, 0, 0)
+        if self.copy is not None:
+            copy = (self.copy.data_ptr(), *self.copy.stride()[:3])
         self.tables = [None if t is None else t.contiguous() for pair in pairs for t in pair]
         undo_cosine, undo_sine, *place = (0 if t is None else t.data_ptr() for t in self.tables)
         self.record = backend.native_module().TokenVote(
@@ -195,16 +230,22 @@ class NativeVote:
             width,
             memory.sink,
             memory.local,
+            copy,
+            memory.copied,
         )
 
-    @property
-    def current(self) -> bool:
-        """Whether the memory's last query is where the vote looks for it."""
-        return self.vote.memory.query is self.last
-
-    def note(self, due: int) -> None:
-        """Remember that the vote was cast, by `due` sequences."""
+    def serves(self, k_len: int) -> bool:
+        """Whether the memory is where the vote looks for it, with room for so many keys."""
         memory = self.vote.memory
+        roomy = self.copy is None or self.copy.shape[2] >= k_len
+        same = memory.copy is self.copy and memory.copied == self.record.copied
+        return memory.query is self.last and same and roomy
+
+    def note(self, due: int, k_len: int) -> None:
+        """Remember that the vote was cast, by `due` sequences that have so many keys."""
+        memory = self.vote.memory
+        if due and self.copy is not None:
+            memory.copied = self.record.copied = k_len - memory.local
         if memory.query is None:
             memory.query, self.record.fresh = self.last, False
             return
@@ -213,8 +254,8 @@ class NativeVote:
 
 
 def _native(vote: Vote, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
-    (_, heads, _, dim), (sequence, head, row, _) = query.shape, key.stride()
-    ballot, attends = NativeVote(vote, heads, dim), torch.empty(query.shape)
+    heads, (sequence, head, row, _) = query.shape[1], key.stride()
+    ballot, attends = NativeVote(vote, key, heads), torch.empty(query.shape)
     due, scored = backend.native_module().token_vote(
         ballot.record,
         query.data_ptr(),
@@ -225,5 +266,5 @@ def _native(vote: Vote, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
         attends.data_ptr(),
         torch.get_num_threads(),
     )
-    ballot.note(due)
+    ballot.note(due, key.shape[2])
     return attends, scored

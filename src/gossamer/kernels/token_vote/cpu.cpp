@@ -41,6 +41,27 @@ void place(const TokenVoteArgs &t, int64_t b, float *bare, float *voter, float *
     }
 }
 
+// The copy learns the candidates that it lacks.
+void copy_keys(const TokenVoteArgs &t) {
+    const PagedDotArgs &keys = t.keys;
+    const int64_t rows = keys.batch * keys.kv_heads;
+    const int threads = keys.end - t.copied > 64 ? keys.threads : 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t b = row / keys.kv_heads, head = row % keys.kv_heads;
+        const float *from =
+            static_cast<const float *>(keys.key.data) + b * keys.key.batch + head * keys.key.head;
+        uint16_t *to = static_cast<uint16_t *>(t.copy.data) + b * t.copy.batch + head * t.copy.head;
+        for (int64_t token = t.copied; token < keys.end; ++token) {
+            const float *key = from + token * keys.key.token;
+            uint16_t *half = to + token * t.copy.token;
+            int64_t d = 0;
+            for (; d + W <= keys.dim; d += W) store(half + d, load(key + d));
+            for (; d < keys.dim; ++d) put(half + d, key[d]);
+        }
+    }
+}
+
 }  // namespace
 
 void token_vote(const TokenVoteArgs &t) {
@@ -54,6 +75,7 @@ void token_vote(const TokenVoteArgs &t) {
     float *scores = scratch.take<float>(keys.heads * keys.k_len);
     float *votes = scratch.take<float>(keys.k_len);
     *t.due = *t.scored = 0;
+    bool copied = t.copy.data == nullptr;
     for (int64_t b = 0; b < keys.batch; ++b) {
         place(t, b, bare, voter, t.attends + b * width);
         float *last = t.last + b * width;
@@ -66,9 +88,16 @@ void token_vote(const TokenVoteArgs &t) {
             const float within = cosine > 1.0f ? 1.0f : cosine < -1.0f ? -1.0f : cosine;
             if (within >= t.threshold) continue;  // NaN votes
         }
+        if (!copied) copy_keys(t);
+        copied = true;
         PagedDotArgs own = keys;
         own.query = {voter, 0, keys.dim, keys.dim};
         own.key.data = static_cast<const float *>(keys.key.data) + b * keys.key.batch;
+        if (t.copy.data != nullptr) {
+            own.key = {static_cast<const uint16_t *>(t.copy.data) + b * t.copy.batch, 0,
+                       t.copy.head, t.copy.token};
+            own.dtype = Dtype::bfloat16;
+        }
         own.batch = 1;
         own.begin = keys.begin + b;
         own.scores = scores;

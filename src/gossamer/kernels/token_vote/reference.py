@@ -31,6 +31,10 @@ def vote_step(vote: Vote, query: Tensor, key: Tensor) -> tuple[Tensor, int]:
     scored = 0
     if memory.query is None:
         memory.query = voter.clone(memory_format=torch.contiguous_format)
+    if bool(due.any()) and (copy := memory.make_room(key)) is not None:
+        copy[:, :, memory.copied : end] = key[:, :, memory.copied : end]
+        memory.copied = end
+        key = copy[:, :, :k_len].float()
     for b in due.nonzero().flatten().tolist():
         own = slice(b, b + 1)
         begin = memory.begin[own]
