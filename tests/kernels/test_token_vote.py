@@ -148,14 +148,15 @@ def test_a_query_may_lie_apart_in_memory(impl):
     assert own.query is not None and own.query.is_contiguous()
 
 
-@pytest.mark.parametrize("dim", [8, 40, 64])
-def test_a_copy_is_scored_in_place_of_the_keys(impl, dim, guarded):
-    shape = AttentionShape(2, 6, 2, 1, 150, dim)
+@pytest.mark.parametrize("dim", [8, 40, 32, 64, 96, 128, 160])
+@pytest.mark.parametrize("heads", [2, 6, 10, 12])  # of two key heads
+def test_a_copy_is_scored_in_place_of_the_keys(impl, dim, heads, guarded):
+    shape = AttentionShape(2, heads, 2, 1, 150, dim)
     key = attention_inputs(shape)[1]
     own, exact = memory([0, 5], dim, copies=True), memory([0, 5], dim)
     generator = torch.Generator().manual_seed(2)
     for k_len in (100, 101, 130, 150):  # the last one has no room left
-        query = 3 * torch.randn(2, 6, 1, dim, generator=generator)
+        query = 3 * torch.randn(2, heads, 1, dim, generator=generator)
         present = key[:, :, :k_len].clone()
         present[:, :, : own.copied] = torch.nan  # what has been copied is not read again
         present[:, :, k_len - LOCAL :] = torch.nan

@@ -7,7 +7,8 @@
 namespace gossamer::GOSSAMER_ISA {
 
 constexpr int64_t STREAM_ROWS = 16;     // query rows a (batch, key head) that still count as few
-constexpr int64_t STREAM_SPLIT = 1024;  // keys a task
+constexpr int64_t STREAM_SPLIT = 1024;  // keys a task at most
+constexpr int64_t LIST_SPLIT = 256;     // the same, of a list
 constexpr int64_t STREAM_STEP = 128;    // keys between two softmax updates
 constexpr int64_t STREAM_PART = 32;     // keys whose values are added up at a time
 constexpr int64_t PREFETCH = 48;        // rows ahead
@@ -304,7 +305,10 @@ static void stream_attention(const AttentionArgs &a) {
             most = max64(most, a.counts[i] * a.unit);
         return most;
     }());
-    const int64_t splits = max64(1, ceil_div(longest, STREAM_SPLIT));
+    // Even parts: a long list is followed by a wait for its shorter end.
+    const int64_t at_most = a.starts == nullptr ? STREAM_SPLIT : LIST_SPLIT;
+    const int64_t splits = max64(1, ceil_div(longest, at_most));
+    const int64_t split = round_up(ceil_div(longest, splits), W);
     const int64_t stride = round_up(a.dim, W);
     const int64_t partial = STREAM_ROWS * (stride + 2 * 16);  // acc, max, sum of one task
     Scratch shared(sizeof(float) * static_cast<size_t>(items * splits * partial));
@@ -347,8 +351,8 @@ static void stream_attention(const AttentionArgs &a) {
             fill(tile.acc, 0, tile.rows * stride, 0.0f);
             const KeySpan span =
                 key_span(a, sharing, b, set, g, tile.position, tile.position + queries - 1);
-            const int64_t begin = span.begin + task % splits * STREAM_SPLIT;
-            const int64_t end = min64(span.end, begin + STREAM_SPLIT);
+            const int64_t begin = span.begin + task % splits * split;
+            const int64_t end = min64(span.end, begin + split);
             if (begin < end)
                 stream_keys(a, Rows<T>::head(a, b, sharing.kv_head(set)), span, begin, end, query,
                             tile, queries, first_key(a, b), scratch);

@@ -1,9 +1,81 @@
 // TokenSelect's scoring: one pass over the keys for all query heads that share them,
 // softmax votes summed over heads, and the positions of the largest votes.
+#include "../native/amx.hpp"
 #include "../native/stream.hpp"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
+
+// Dots of whole groups of W keys with some queries [heads, dim], as far as a faster way does them;
+// returns how many keys it did.
+template <class T>
+int64_t dot_groups(const float *, int64_t, int64_t, const T *, int64_t, int64_t, float *, int64_t) {
+    return 0;
+}
+
+#if defined(__AMX_BF16__)
+constexpr int64_t SHARES = 3;        // a float32 is the sum of three bfloat16
+constexpr int64_t TILE_AHEAD = 256;  // keys between a prefetch and its use
+
+// A tile has the shares of up to five queries for columns, so that products are as of float32.
+template <>
+int64_t dot_groups(const float *query, int64_t heads, int64_t dim, const uint16_t *key,
+                   int64_t stride, int64_t count, float *out, int64_t out_stride) {
+    if (heads * SHARES > 16 || dim % 32 != 0 || dim > 128) return 0;
+    alignas(64) uint16_t columns[4][16][16][2] = {};  // [d / 32][pair][column]
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t d = 0; d < dim; ++d) {
+            float rest = query[h * dim + d];
+            for (int64_t share = 0; share < SHARES; ++share) {
+                const uint16_t part = narrow(rest);
+                columns[d / 32][d % 32 / 2][h * SHARES + share][d % 2] = part;
+                rest -= scalar(part);
+            }
+        }
+    static const TileShape shape;
+    _tile_loadconfig(&shape);
+    _tile_loadd(4, columns[0], 64);
+    _tile_loadd(5, columns[1], 64);
+    _tile_loadd(6, columns[2], 64);
+    _tile_loadd(7, columns[3], 64);
+    const size_t row = static_cast<size_t>(stride) * sizeof(uint16_t);
+    alignas(64) float products[16][16];
+    int64_t done = 0;
+    for (; done + 16 <= count; done += 16, key += 16 * stride) {
+        for (int64_t k = 0; k < 16; ++k) prefetch_row(key + (TILE_AHEAD + k) * stride, dim);
+        _tile_zero(0);
+        _tile_loadd(1, key, row);
+        _tile_dpbf16ps(0, 1, 4);
+        if (dim > 32) {
+            _tile_loadd(2, key + 32, row);
+            _tile_dpbf16ps(0, 2, 5);
+        }
+        if (dim > 64) {
+            _tile_loadd(3, key + 64, row);
+            _tile_dpbf16ps(0, 3, 6);
+        }
+        if (dim > 96) {
+            _tile_loadd(1, key + 96, row);
+            _tile_dpbf16ps(0, 1, 7);
+        }
+        _tile_stored(0, products, 64);
+        Vec keys[W];
+        for (int k = 0; k < W; ++k) keys[k] = load(products[k]);
+        transpose(keys);
+#pragma GCC unroll 5
+        for (int64_t h = 0; h < 5; ++h)
+            if (h < heads)
+                store(out + h * out_stride + done,
+                      keys[h * SHARES] + keys[h * SHARES + 1] + keys[h * SHARES + 2]);
+    }
+    _tile_release();
+    return done;
+}
+#endif
 
 template <class Q, class T>
 void run(const PagedDotArgs &p) {
@@ -26,7 +98,9 @@ void run(const PagedDotArgs &p) {
             fill(out + h * p.k_len, from, begin, NEG_INF);
             fill(out + h * p.k_len, end, to, NEG_INF);
         }
-        for (int64_t j = begin; j < end; j += W) {
+        const int64_t done = dot_groups(query, heads, p.dim, key + begin * p.key.token, p.key.token,
+                                        end - begin, out + begin, p.k_len);
+        for (int64_t j = begin + done; j < end; j += W) {
             const T *keys[W];
             for (int k = 0; k < W; ++k) {
                 const int64_t at = min64(j + k, end - 1);
@@ -46,6 +120,29 @@ GOSSAMER_INLINE uint32_t ordered_bits(float score) {
     return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
+// Moves the keys that have `digit` at `shift` to the front; returns how many there are.
+static int64_t keep_digit(uint32_t *keys, int64_t n, int shift, uint32_t digit) {
+    int64_t kept = 0, i = 0;
+#if defined(__AVX512F__)
+    const auto field = static_cast<int32_t>(2047u << shift);
+    const IntVec wanted = IntVec{} + static_cast<int32_t>(digit << shift);
+    for (; i + W <= n; i += W) {  // what is written lies behind what was read
+        IntVec some;
+        memcpy(&some, keys + i, sizeof some);
+        const __mmask16 mask = _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(some & field),
+                                                       reinterpret_cast<__m512i>(wanted));
+        _mm512_storeu_si512(keys + kept,
+                            _mm512_maskz_compress_epi32(mask, reinterpret_cast<__m512i>(some)));
+        kept += __builtin_popcount(mask);
+    }
+#endif
+    for (; i < n; ++i) {
+        keys[kept] = keys[i];
+        kept += ((keys[i] >> shift) & 2047) == digit;
+    }
+    return kept;
+}
+
 // The k-th largest (k >= 1) of n keys; leaves in `k` how many of its equals belong to the k
 // largest. Reorders the keys.
 static uint32_t kth_largest(uint32_t *keys, int64_t n, int64_t &k) {
@@ -55,14 +152,36 @@ static uint32_t kth_largest(uint32_t *keys, int64_t n, int64_t &k) {
         for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] >> shift) & 2047];
         uint32_t digit = 2047;
         while (counts[digit] < k) k -= counts[digit--];
-        int64_t kept = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            keys[kept] = keys[i];
-            kept += ((keys[i] >> shift) & 2047) == digit;
-        }
-        n = kept;
+        n = keep_digit(keys, n, shift, digit);
     }
     return keys[0];
+}
+
+// Positions, ascending, of the values above `last` and of the first `equals` that equal it.
+static void positions(const float *values, [[maybe_unused]] int64_t columns, uint32_t last,
+                      int64_t equals, int64_t k, int32_t *out) {
+    int64_t n = 0, j = 0;
+#if defined(__AVX512F__)
+    const auto bar = reinterpret_cast<__m512i>(IntVec{} + static_cast<int32_t>(last));
+    IntVec place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (; j + W <= columns; j += W, place += W) {
+        const auto raw = reinterpret_cast<IntVec>(load(values + j) + 0.0f);
+        const auto bits = reinterpret_cast<__m512i>(raw ^ ((raw >> 31) | INT32_MIN));
+        uint32_t mask = _mm512_cmpgt_epu32_mask(bits, bar);
+        uint32_t same = _mm512_cmpeq_epi32_mask(bits, bar);
+        for (; same != 0 && equals > 0; same &= same - 1, --equals) mask |= same & -same;
+        _mm512_mask_compressstoreu_epi32(out + n, static_cast<__mmask16>(mask),
+                                         reinterpret_cast<__m512i>(place));
+        n += __builtin_popcount(mask);
+    }
+#endif
+    for (; n < k; ++j) {
+        const uint32_t bits = ordered_bits(values[j]);
+        out[n] = static_cast<int32_t>(j);
+        const bool equal = bits == last && equals > 0;
+        equals -= equal;
+        n += bits > last || equal;
+    }
 }
 
 }  // namespace
@@ -136,14 +255,7 @@ void top_indices(const TopIndicesArgs &t) {
         for (int64_t j = 0; j < t.columns; ++j) keys[j] = ordered_bits(values[j]);
         int64_t equals = t.k;
         const uint32_t last = kth_largest(keys, t.columns, equals);
-        int32_t *out = t.indices + row * t.k;
-        for (int64_t j = 0, n = 0; n < t.k; ++j) {
-            const uint32_t bits = ordered_bits(values[j]);
-            out[n] = static_cast<int32_t>(j);
-            const bool equal = bits == last && equals > 0;
-            equals -= equal;
-            n += bits > last || equal;
-        }
+        positions(values, t.columns, last, equals, t.k, t.indices + row * t.k);
     }
 }
 
