@@ -32,7 +32,7 @@ METHODS: Mapping[str, type[AttentionMethod]] = MappingProxyType(
 PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "anchor": {"theta": 10.0, "block": 64, "step": 4},
-        "token-select": {"top_k": 1024, "score_dtype": "bfloat16"},
+        "token-select": {"top_k": 512, "score_dtype": "bfloat16"},
     }
 )
 
