@@ -63,9 +63,7 @@ class Selection:
 
     def voted(self, scored: int, heads: int, key: Tensor) -> Selection:
         """Return the selection after its vote, which scored so many keys [B, H_kv, k_len, D]."""
-        half = self.vote is not None and self.vote.memory.copy is not None
-        vector = key.shape[3] * (2 if half else key.element_size())
-        read = scored * key.shape[1] * vector
+        read = 0 if self.vote is None else _bytes_scored(self.vote, scored, key)
         return replace(self, searched=scored * heads, bytes_read=read, vote=None)
 
 
@@ -108,6 +106,16 @@ class Meter:
             _Call(light, (batch, heads, q_len, dim), key.shape[1], key.shape[2], key.element_size())
         )
 
+    def add_vote(self, vote: Vote, scored: int, queries: tuple[int, ...], key: Tensor) -> None:
+        """Count one token a sequence, whose vote on key [B, H_kv, k_len, D] scored so many."""
+        (batch, heads, *_), (_, kv_heads, k_len, dim) = queries, key.shape
+        pairs = vote.memory.tokens.numel()  # one list a sequence, always full
+        self._causal += batch * heads * k_len
+        self._attended += pairs * heads
+        self._searched += scored * heads
+        self._bytes_read += 2 * pairs * kv_heads * dim * key.element_size()
+        self._bytes_read += _bytes_scored(vote, scored, key)
+
     @property
     def density(self) -> float:
         """Pairs attended to over all causal pairs, heads and layers alike."""
@@ -147,6 +155,11 @@ class Meter:
                 vectors = 2 * pairs * max(call.kv_heads, lists) // lists
                 self._bytes_read += vectors * dim * call.element_size + call.selection.bytes_read
         self._noted.clear()
+
+
+def _bytes_scored(vote: Vote, scored: int, key: Tensor) -> int:
+    size = key.element_size() if vote.memory.copy is None else vote.memory.copy.element_size()
+    return scored * key.shape[1] * key.shape[3] * size
 
 
 @dataclass

@@ -130,9 +130,11 @@ def _run(
 def _count(meter: Meter, step: AheadStep, scored: int) -> None:
     """Let a meter know of a block's token, whose vote, if there was one, scored so many keys."""
     block, key, selection = step.native.block, step.native.key, step.selection
+    queries = key.shape[0], block.heads, 1, block.head
     if selection.vote is not None:
-        selection = selection.voted(scored, block.heads, key)
+        meter.add_vote(selection.vote, scored, queries, key)
+        return
     pattern = selection.pattern
     if isinstance(pattern, TokenPattern):  # made for an earlier token
         selection = replace(selection, pattern=replace(pattern, k_len=key.shape[2]))
-    meter.add(selection, (len(key), block.heads, 1, block.head), key)
+    meter.add(selection, queries, key)
