@@ -23,7 +23,8 @@ from gossamer.kernels import (
     vote_step,
 )
 from gossamer.kernels.backend import instruction_sets
-from gossamer.kernels.decoder_block import LINEARS, DecoderBlock, run_steps
+from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
+from gossamer.kernels.decoder_block.steps import block_step, run_steps
 from gossamer.patterns import TokenPattern, Window
 from gossamer.testing import random_mask, rotary_tables
 
@@ -193,7 +194,7 @@ def chain(blocks: int, sequences: int, **options):
         norms = tuple(1 + torch.randn(2, 31, generator=generator) / 4)
         key, value = (part + place for part in caches(sequences, 20))
         parts.append((key, value, norms))
-        steps.append(built[-1].step(key, value, norms, (EPS, 2 * EPS), scale=0.3, **options))
+        steps.append(block_step(built[-1], key, value, norms, (EPS, 2 * EPS), scale=0.3, **options))
     return built, parts, steps
 
 
@@ -236,8 +237,8 @@ def test_a_vote_is_cast_between_the_halves_of_a_block(rotate_keys):
         x = torch.randn(2, 31)
         pattern = TokenPattern(votes[0].tokens[:, None, None], group=1, k_len=k_len)
         if step is None or k_len == 24 or not step.follow(own_key, own_value):
-            step = block.step(
-                own_key, own_value, norms, (EPS, EPS), scale=0.3, rotate_keys=rotate_keys,
+            step = block_step(
+                block, own_key, own_value, norms, (EPS, EPS), scale=0.3, rotate_keys=rotate_keys,
                 pattern=pattern, vote=own,
             )  # fmt: skip
         found, (scored,) = run_steps([step], x, *angles)
@@ -294,11 +295,10 @@ def test_steps_that_do_not_fit_are_refused():
 def test_steps_read_no_more_than_they_name(guarded):
     built, parts, _ = chain(2, 2)
     x, angles = guarded(torch.randn(2, 31)), guarded(torch.ones(1, 8))
-    steps = [
-        block.step(*caches(2, 20, guarded), (guarded(norms[0]), guarded(norms[1])), (EPS, EPS),
-                   scale=0.3)
-        for block, (_, _, norms) in zip(built, parts, strict=True)
-    ]  # fmt: skip
+    steps = []
+    for block, (_, _, norms) in zip(built, parts, strict=True):
+        cache, norms = caches(2, 20, guarded), tuple(map(guarded, norms))
+        steps.append(block_step(block, *cache, norms, (EPS, EPS), scale=0.3))
     assert bool(run_steps(steps, x, angles, angles)[0].isfinite().all())
 
 

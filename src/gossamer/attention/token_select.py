@@ -109,10 +109,9 @@ class TokenSelect(AttentionMethod):
         starts = [0] * batch if state.key_start is None else state.key_start.tolist()
         if q_len == 1 and k_len - max(starts) > self.budget:
             undo = None if self.rotated_keys else state.undo_positions()
-            ahead = self._one_ahead(k_len, starts, key, state, undo)
-            assert ahead.vote is not None
-            compact, scored = vote_step(ahead.vote, query, key)
-            found = ahead.voted(scored, query.shape[1], key)
+            vote = self._decode_vote(starts, key, state, undo)
+            compact, scored = vote_step(vote, query, key)
+            found = self._voted_for(vote, k_len, state).voted(scored, query.shape[1], key)
             return found if found.rotary is None else replace(found, query=compact)
         state.memory = None
         raw = query if self.rotated_keys else state.without_positions(query)
@@ -159,24 +158,20 @@ class TokenSelect(AttentionMethod):
         k_len = key.shape[2] + 1
         if self._own_count is not None or k_len - max(starts) <= self.budget:
             return None
-        ahead = self._one_ahead(k_len, starts, key, state)
-        state.memory.ahead = ahead
-        return ahead
+        vote = self._decode_vote(starts, key, state)
+        state.memory.ahead = self._voted_for(vote, k_len, state)
+        return state.memory.ahead
 
-    def _one_ahead(
+    def _decode_vote(
         self,
-        k_len: int,
         starts: list[int],
         key: Tensor,
         state: LayerState,
         undo: tuple[Tensor, Tensor] | None = None,
-    ) -> Selection:
-        """What one query a sequence attends to, all of them past the budget, and the vote on it."""
-        tables = None
-        if not self.rotated_keys and state.rank_rotary is not None:
-            tables = state.rank_rotary(max(self.budget, self.n_local + 1))
+    ) -> Vote:
+        """The vote of one query a sequence, all of them past the budget."""
         if state.memory is None:
-            ranks = [self.n_local, self.budget - 1]
+            ranks, tables = [self.n_local, self.budget - 1], self._tables(state)
             state.memory = _Votes.empty(
                 starts,
                 sink=self.n_init,
@@ -186,9 +181,18 @@ class TokenSelect(AttentionMethod):
                 device=key.device,
                 copies=self.score_dtype is not None,
             )
-        vote = Vote(state.memory, self.cache_threshold, undo, self._scale(key), self._own_count)
+        return Vote(state.memory, self.cache_threshold, undo, self._scale(key), self._own_count)
+
+    def _voted_for(self, vote: Vote, k_len: int, state: LayerState) -> Selection:
         tokens = vote.memory.tokens[:, None, None]
-        return Selection(TokenPattern(tokens, group=1, k_len=k_len), rotary=tables, vote=vote)
+        pattern = TokenPattern(tokens, group=1, k_len=k_len)
+        return Selection(pattern, rotary=self._tables(state), vote=vote)
+
+    def _tables(self, state: LayerState) -> tuple[Tensor, Tensor] | None:
+        """The encoding of ranks in a full list, and of the place that a query votes from."""
+        if self.rotated_keys or state.rank_rotary is None:
+            return None
+        return state.rank_rotary(max(self.budget, self.n_local + 1))
 
     def _scale(self, key: Tensor) -> float:
         return key.shape[3] ** -0.5 if self.scale == "rsqrt" else 1.0

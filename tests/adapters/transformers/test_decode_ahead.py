@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -220,6 +221,30 @@ def test_what_a_method_overrides_is_not_passed_over(model, method, runs):
     with attention.use(model, method) as attached:
         torch.testing.assert_close(stepped(model, attached), expected, rtol=1e-4, atol=1e-4)
     assert not runs
+
+
+class Listening(attention.DenseAttention):
+    """Keeps raw keys, and notes the position encoding that it is told of."""
+
+    heard: ClassVar[list[Tensor]] = []
+
+    @property
+    def rotated_keys(self) -> bool:
+        return False
+
+    def select_ahead(self, key: Tensor, state: LayerState) -> Selection | None:
+        assert state.rotary is not None
+        self.heard.append(state.rotary[0])
+        return super().select_ahead(key, state)
+
+
+def test_a_method_that_looks_ahead_knows_where_its_token_stands(model, runs):
+    with attention.use(model, Listening()) as attached:
+        stepped(model, attached, 3)
+        cosine, _ = attached.new_state(0).rank_rotary(33)
+    assert runs == [LAYERS] * 3 and len(Listening.heard) == 3 * LAYERS
+    for place, heard in enumerate(Listening.heard):
+        torch.testing.assert_close(heard[0, 0], cosine[30 + place // LAYERS])
 
 
 def test_hidden_states_can_be_asked_for(model, runs):

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from gossamer.adapters.transformers.attention import attachment_of
 from gossamer.adapters.transformers.native_llama import AheadStep, NativeLlamaLayer, decodes
 from gossamer.attention.base import Meter
-from gossamer.kernels.decoder_block import run_steps
+from gossamer.kernels.decoder_block.steps import run_steps
 from gossamer.patterns import TokenPattern
 
 
@@ -85,7 +85,7 @@ def forward(
     for layer in [*decoder.layers][: decoder.config.num_hidden_layers]:
         step = None
         if native and type(layer) is NativeLlamaLayer:
-            step = layer.step_ahead(attachment, past_key_values, mask, len(x))
+            step = layer.step_ahead(attachment, past_key_values, mask, angles, len(x))
         if step is not None:
             ahead.append(step)
             continue

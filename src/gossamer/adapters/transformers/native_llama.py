@@ -21,7 +21,8 @@ from transformers.models.llama.modeling_llama import (
 from gossamer.adapters.transformers.attention import attachment_of
 from gossamer.attention.base import AttentionMethod, LayerState, Selection
 from gossamer.kernels import backend
-from gossamer.kernels.decoder_block import LINEARS, BlockStep, DecoderBlock
+from gossamer.kernels.decoder_block import LINEARS, DecoderBlock
+from gossamer.kernels.decoder_block.steps import BlockStep, block_step
 from gossamer.kernels.lossless_gemv import LosslessWeight
 from gossamer.kernels.packed import PackedWeight
 from gossamer.layers import LosslessLinear, PackedLinear
@@ -111,7 +112,12 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         return block.after(_flat(attended), *after)
 
     def step_ahead(
-        self, attachment: Attachment, cache: Any, mask: Tensor | None, batch: int
+        self,
+        attachment: Attachment,
+        cache: Any,
+        mask: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+        batch: int,
     ) -> AheadStep | None:
         """Prepare the next token of each sequence; None where this block has to be called."""
         parts: dict[str, Any] = self._modules
@@ -122,6 +128,7 @@ class NativeLlamaLayer(LlamaDecoderLayer):
         layer = attachment.step_layer(cache, attention.layer_idx, batch)
         if layer is None or layer.keys is None:
             return None
+        attachment.hear_positions(attention, angles)
         state = attachment.prepare(layer.state, attention.scaling, mask)
         chosen = attachment.method.select_ahead(layer.keys, state)
         pattern = None if chosen is None else chosen.pattern
@@ -138,7 +145,8 @@ class NativeLlamaLayer(LlamaDecoderLayer):
             return last
         if pattern is not None and pattern.k_len != key.shape[2]:
             pattern = replace(pattern, k_len=key.shape[2])
-        native = block.step(
+        native = block_step(
+            block,
             key,
             value,
             norms,
