@@ -86,7 +86,7 @@ def test_heads_each_bring_the_key_head_they_read():
 def test_upto_is_one_decode_step():
     whole = layer(q_len=50)
     step = whole.upto(33)  # query 13 of 50 sits at position 33
-    assert torch.equal(logits_of(step), logits_of(whole)[:, :, 13:14, :34])
+    torch.testing.assert_close(logits_of(step), logits_of(whole)[:, :, 13:14, :34])
 
 
 def test_raw_keys_lose_their_position():

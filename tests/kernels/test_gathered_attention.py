@@ -251,7 +251,10 @@ def test_any_strides_give_the_same_bits(impl, dtype, shape, layout):
     inputs = attention_inputs(shape, dtype=dtype)
     pattern = lists_for(shape)
     found = attend([LAYOUTS[layout](x) for x in inputs], pattern, impl=impl)
-    assert same(found, attend(inputs, pattern, impl=impl))
+    if impl == "reference":  # whose products choose their order of summation by strides
+        judge(found, inputs, pattern)
+    else:
+        assert same(found, attend(inputs, pattern, impl=impl))
 
 
 def test_pattern_state_and_tables_may_be_strided(impl):

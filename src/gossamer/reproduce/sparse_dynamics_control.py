@@ -44,6 +44,7 @@ REACH = 0.3
 FEW, MANY = 8, 32  # ReLUs of the models that plan
 GAP = 1e-3
 NOISE = 0.05  # of the planted function
+STARTS = 4  # of its fit: of ten, six found all hinges and four a local minimum
 PRUNED = 0.1  # density of the weights of the pruned network
 
 _RECIPE = Training(weight_penalty=0.0)  # an L1 norm of 1e-3 would outweigh the error by far
@@ -114,7 +115,7 @@ def reproduce(scale: str, seed: int) -> Iterator[Claim]:
 
 def _planted(epochs: int, seed: int) -> Claim:
     """Recover a function that needs three ReLUs."""
-    error, relus = planted_error(epochs, NOISE, seed)
+    error, relus = planted_error(epochs, NOISE, range(seed, seed + STARTS))
     return Claim(
         claim="three ReLUs reach the noise floor of a function with three hinges",
         paper=None,
@@ -124,7 +125,7 @@ def _planted(epochs: int, seed: int) -> Claim:
         criterion="root mean squared error <= 1.05 x the noise (baseline), 3 ReLUs",
         holds=error <= 1.05 * NOISE and relus == 3,
         setting=f"2 inputs, 4 regions, 4,000 rows, 12 hidden units, budgets 8, 5, 3, {epochs} "
-        "epochs a phase",
+        f"epochs a phase, of {STARTS} starts the one with the least training error",
     )
 
 
