@@ -8,7 +8,7 @@ extern "C" float sqrtf(float);
 namespace gossamer::GOSSAMER_ISA {
 
 void sparse_gemv(const GemvArgs &);
-void lossless_gemv(const GemvArgs &);
+void lossless_gemvs(const GemvArgs *, int64_t);
 
 namespace {
 
@@ -57,10 +57,25 @@ void gate_up(float *gate, const float *up, int64_t count) {
     }
 }
 
-void multiply(GemvArgs weight, const float *x, float *out) {
-    weight.x = x;
-    weight.out = out;
-    weight.way < GemvWay::nibbles ? sparse_gemv(weight) : lossless_gemv(weight);
+struct Product {
+    const GemvArgs &weight;
+    float *out;
+};
+
+// Weights times the same x, in one go where they can be.
+template <int N>
+void multiply(const float *x, const Product (&products)[N]) {
+    GemvArgs args[N];
+    bool lossless = true;
+    for (int i = 0; i < N; ++i) {
+        args[i] = products[i].weight;
+        args[i].x = x;
+        args[i].out = products[i].out;
+        lossless = lossless && args[i].way >= GemvWay::nibbles;
+    }
+    if (lossless) return lossless_gemvs(args, N);
+    for (const GemvArgs &a : args)
+        a.way < GemvWay::nibbles ? sparse_gemv(a) : lossless_gemvs(&a, 1);
 }
 
 }  // namespace
@@ -72,9 +87,7 @@ void before_attention(const DecoderBlockArgs &a) {
     float *key = scratch.take<float>(a.vectors * narrow);
     float *value = scratch.take<float>(a.vectors * narrow);
     rms_norm(a.x, a.norm, a.eps, a.vectors, width, normed);
-    multiply(a.query, normed, a.query.out);
-    multiply(a.key, normed, key);
-    multiply(a.value, normed, value);
+    multiply<3>(normed, {{a.query, a.query.out}, {a.key, key}, {a.value, value}});
     if (a.rotate_query) rotate(a, a.query.out, a.query.rows);
     if (a.rotate_keys) rotate(a, key, narrow);
     scatter(a, key, narrow, a.keys);
@@ -88,14 +101,13 @@ void after_attention(const DecoderBlockArgs &a) {
     float *normed = scratch.take<float>(width);
     float *gate = scratch.take<float>(round_up(inner, W));
     float *up = scratch.take<float>(round_up(inner, W));
-    multiply(a.out, a.attended, a.out.out);
+    multiply<1>(a.attended, {{a.out, a.out.out}});
     for (int64_t i = 0; i < width; ++i) a.out.out[i] += a.x[i];
     rms_norm(a.out.out, a.norm, a.eps, a.vectors, a.out.rows, normed);
     for (int64_t i = inner; i < round_up(inner, W); ++i) gate[i] = up[i] = 0.0f;
-    multiply(a.gate, normed, gate);
-    multiply(a.up, normed, up);
+    multiply<2>(normed, {{a.gate, gate}, {a.up, up}});
     gate_up(gate, up, inner);
-    multiply(a.down, gate, normed);
+    multiply<1>(gate, {{a.down, normed}});
     for (int64_t i = 0; i < width; ++i) a.out.out[i] += normed[i];
 }
 

@@ -2,6 +2,7 @@
 // sums up to date from what changed or, where that is much, afresh; add, clamp and quantise them,
 // and note where the held values moved and by how much.
 #include "../native/engine.hpp"
+#include "../native/expand.hpp"
 #include "../native/params.hpp"
 #include "../native/simd.hpp"
 
@@ -154,16 +155,16 @@ static void gather(const DeltaConvArgs &a, const float *image, const uint8_t *ma
 }
 
 // Lists what is not zero in a row; returns how much that is.
-static int64_t compress(const float *row, int64_t count, float *values, int32_t *places) {
+static int64_t list_row(const float *row, int64_t count, float *values, int32_t *places) {
     int64_t found = 0, k = 0;
 #if defined(__AVX512F__)
-    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (; k + W <= count; k += W, at = _mm512_add_epi32(at, _mm512_set1_epi32(W))) {
-        const __m512 v = _mm512_loadu_ps(row + k);
-        const __mmask16 kept = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-        _mm512_mask_compressstoreu_ps(values + found, kept, v);
-        _mm512_mask_compressstoreu_epi32(places + found, kept, at);
-        found += __builtin_popcount(kept);
+    IntVec at = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (; k + W <= count; k += W, at += W) {
+        const Vec v = load(row + k);
+        const uint32_t kept =
+            _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        compress(kept, reinterpret_cast<IntVec>(v), values + found);
+        found += compress(kept, at, places + found);
     }
 #endif
     for (; k < count; ++k) {
@@ -196,7 +197,7 @@ static void add_rows(const DeltaConvArgs &a, const Room &room, int64_t count, in
 static int64_t add_changes(const DeltaConvArgs &a, int64_t position, int64_t depth,
                            const Room &room) {
     gather(a, a.change, a.changed, position, room.rows);
-    const int64_t count = compress(room.rows, depth, room.values, room.places);
+    const int64_t count = list_row(room.rows, depth, room.values, room.places);
     if (static_cast<float>(count) > a.sparse_below * static_cast<float>(depth)) return -1;
     float *sums = a.sums + position * a.features;
     int64_t f = 0;

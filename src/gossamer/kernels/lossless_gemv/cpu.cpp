@@ -11,8 +11,8 @@ namespace gossamer::GOSSAMER_ISA {
 namespace {
 
 constexpr int64_t BLOCK = 32;    // weights that share a scale
-constexpr int64_t TASK = 64;     // rows
-constexpr int64_t AHEAD = 2048;  // bytes between a prefetch and its use
+constexpr int64_t TASK = 32;     // rows
+constexpr int64_t AHEAD = 2048;  // bytes between a prefetch and its use, at least
 constexpr int AT_ONCE = 4;       // rows times vectors
 constexpr int PARTS = BLOCK / W;
 
@@ -92,6 +92,15 @@ GOSSAMER_INLINE void decode(Plain<T>, const uint8_t *codes, const float *, Vec (
         weights[part] = load(reinterpret_cast<const T *>(codes) + part * W);
 }
 
+// Rows lie one behind the other and are read side by side, `Bytes` of them at step `b`; what comes
+// behind them is fetched meanwhile, in order.
+template <int64_t Bytes>
+GOSSAMER_INLINE void fetch(const void *rows, int64_t ahead, int64_t b) {
+    if (b % ceil_div(64, Bytes) != 0) return;
+    const char *from = static_cast<const char *>(rows) + ahead + b * Bytes;
+    for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(from + i, 0, 3);
+}
+
 // R rows from `row` on times N vectors.
 template <class Form, int R, int N>
 GOSSAMER_INLINE void multiply(const GemvArgs &a, int64_t row, const float *x, int64_t stride,
@@ -99,13 +108,14 @@ GOSSAMER_INLINE void multiply(const GemvArgs &a, int64_t row, const float *x, in
     const int64_t blocks = stride / BLOCK;
     const uint8_t *codes = static_cast<const uint8_t *>(a.values) + row * blocks * Form::BYTES;
     const float *scales = a.scales + row * blocks * Form::SCALES;
+    constexpr int64_t CODES = R * Form::BYTES, SCALES = R * Form::SCALES * int64_t{sizeof(float)};
     Vec sums[R][N][2] = {};
     for (int64_t b = 0; b < blocks; ++b, x += BLOCK) {
+        fetch<CODES>(codes, max64(AHEAD, blocks * CODES), b);
+        if constexpr (SCALES > 0) fetch<SCALES>(scales, max64(AHEAD, blocks * SCALES), b);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const int64_t at = r * blocks + b;
-            if (b % ceil_div(64, Form::BYTES) == 0)
-                __builtin_prefetch(codes + at * Form::BYTES + AHEAD, 0, 2);
             Vec weights[PARTS];
             decode(Form{}, codes + at * Form::BYTES, scales + at * Form::SCALES, weights);
 #pragma GCC unroll 4
@@ -128,8 +138,10 @@ void multiply_rows(const GemvArgs &a, int64_t first, int64_t last, const float *
     for (; row < last; ++row) multiply<Form, 1, N>(a, row, x, stride, out);
 }
 
+// One thread's rows of a product. Rows are shared out evenly and in order, so that each thread
+// reads one stream.
 template <class Form>
-void run(const GemvArgs &a) {
+void multiply_share(const GemvArgs &a) {
     const int64_t stride = round_up(a.depth, BLOCK);
     const int64_t padded = stride == a.depth ? 0 : a.vectors * stride;
     Scratch scratch(sizeof(float) * static_cast<size_t>(padded));
@@ -142,7 +154,7 @@ void run(const GemvArgs &a) {
                    sizeof(float) * static_cast<size_t>(a.depth));
         x = copy;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(a.threads)
+#pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < a.rows; first += TASK) {
         const int64_t last = min64(a.rows, first + TASK);
         int64_t v = 0;
@@ -157,10 +169,21 @@ void run(const GemvArgs &a) {
 
 }  // namespace
 
-void lossless_gemv(const GemvArgs &a) {
-    if (a.way == GemvWay::nibbles) return run<Nibbles>(a);
-    if (a.way == GemvWay::bytes) return run<Bytes>(a);
-    a.dtype == Dtype::float32 ? run<Plain<float>>(a) : run<Plain<uint16_t>>(a);
+// Products that do not wait for each other.
+void lossless_gemvs(const GemvArgs *products, int64_t count) {
+#pragma omp parallel num_threads(products->threads)
+    for (const GemvArgs *a = products; a < products + count; ++a) {
+        if (a->way == GemvWay::nibbles)
+            multiply_share<Nibbles>(*a);
+        else if (a->way == GemvWay::bytes)
+            multiply_share<Bytes>(*a);
+        else if (a->dtype == Dtype::float32)
+            multiply_share<Plain<float>>(*a);
+        else
+            multiply_share<Plain<uint16_t>>(*a);
+    }
 }
+
+void lossless_gemv(const GemvArgs &a) { lossless_gemvs(&a, 1); }
 
 }  // namespace gossamer::GOSSAMER_ISA

@@ -235,6 +235,8 @@ static void stream_keys(const AttentionArgs &a, const Rows<T> &head, const KeySp
                 const int64_t key = min64(j + k, count - 1);
                 keys[k] = rows.key_row(key);
                 prefetch_row(rows.value_row(key), a.dim);
+                if (at == begin && key + PREFETCH < count)
+                    prefetch_row(rows.key_row(key + PREFETCH), a.dim);
             }
             const int64_t many = min64(W, count - j);
             if (a.cosine == nullptr) {

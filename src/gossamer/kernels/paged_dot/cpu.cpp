@@ -1,6 +1,7 @@
 // TokenSelect's scoring: one pass over the keys for all query heads that share them,
 // softmax votes summed over heads, and the positions of the largest votes.
 #include "../native/amx.hpp"
+#include "../native/expand.hpp"
 #include "../native/stream.hpp"
 
 #if defined(__AVX512F__)
@@ -170,9 +171,7 @@ static void positions(const float *values, [[maybe_unused]] int64_t columns, uin
         uint32_t mask = _mm512_cmpgt_epu32_mask(bits, bar);
         uint32_t same = _mm512_cmpeq_epi32_mask(bits, bar);
         for (; same != 0 && equals > 0; same &= same - 1, --equals) mask |= same & -same;
-        _mm512_mask_compressstoreu_epi32(out + n, static_cast<__mmask16>(mask),
-                                         reinterpret_cast<__m512i>(place));
-        n += __builtin_popcount(mask);
+        n += compress(mask, place, out + n);
     }
 #endif
     for (; n < k; ++j) {
