@@ -37,18 +37,42 @@ GOSSAMER_INLINE Vec gather(const float *x, const Index *columns) {
 }
 
 #if defined(__AVX512F__)
+// On Zen 4, to expand or compress right from or into memory takes tens to hundreds of cycles, and
+// in registers it waits for whoever wrote the target last. So values are loaded first, and the
+// target is cleared in a way that waits for nobody.
+GOSSAMER_INLINE __m512i cleared() {
+    __m512i zero;
+    __asm__("vpxord %0, %0, %0" : "=v"(zero));
+    return zero;
+}
+
 GOSSAMER_INLINE Vec expand(uint32_t bits, Vec v) {
-    return reinterpret_cast<Vec>(
-        _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(v)));
+    return reinterpret_cast<Vec>(_mm512_mask_expand_ps(reinterpret_cast<__m512>(cleared()),
+                                                       static_cast<__mmask16>(bits),
+                                                       reinterpret_cast<__m512>(keep(v))));
+}
+
+#if defined(__AVX512VBMI2__)
+// 32 half-width numbers.
+GOSSAMER_INLINE IntVec expand_halves(uint32_t bits, const uint16_t *values) {
+    const Vec packed = keep(load(reinterpret_cast<const float *>(values)));
+    return reinterpret_cast<IntVec>(
+        _mm512_mask_expand_epi16(cleared(), bits, reinterpret_cast<__m512i>(packed)));
+}
+#endif
+
+// Moves the lanes that `bits` names to the front.
+GOSSAMER_INLINE IntVec compress(uint32_t bits, IntVec v) {
+    return reinterpret_cast<IntVec>(_mm512_mask_compress_epi32(
+        cleared(), static_cast<__mmask16>(bits), reinterpret_cast<__m512i>(v)));
 }
 
 // Writes the lanes that `bits` names, one behind the other, and nothing after them; returns how
-// many. The instruction that compresses right into memory takes hundreds of cycles on Zen 4.
+// many.
 GOSSAMER_INLINE int64_t compress(uint32_t bits, IntVec v, void *out) {
     const int count = __builtin_popcount(bits);
-    _mm512_mask_storeu_epi32(
-        out, static_cast<__mmask16>((1u << count) - 1),
-        _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), reinterpret_cast<__m512i>(v)));
+    _mm512_mask_storeu_epi32(out, static_cast<__mmask16>((1u << count) - 1),
+                             reinterpret_cast<__m512i>(compress(bits, v)));
     return count;
 }
 #endif

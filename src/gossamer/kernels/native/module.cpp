@@ -43,6 +43,17 @@ using namespace avx512;
 void int8_spmm(const Int8SpmmArgs &);
 constexpr Kernels kernels{GOSSAMER_KERNELS(GOSSAMER_NAME)};
 }  // namespace avx512vnni
+
+// Besides, those that gain by expanding and rounding half-width numbers.
+namespace avx512bf16 {
+using namespace avx512;
+void int8_spmm(const Int8SpmmArgs &);
+void sparse_gemv(const GemvArgs &);
+void lossless_gemv(const GemvArgs &);
+void before_attention(const DecoderBlockArgs &);
+void after_attention(const DecoderBlockArgs &);
+constexpr Kernels kernels{GOSSAMER_KERNELS(GOSSAMER_NAME)};
+}  // namespace avx512bf16
 #endif
 
 namespace {
@@ -63,13 +74,17 @@ bool has_avx512() {
 
 bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
+bool has_avx512bf16() {
+    return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("avx512bf16");
+}
+
 // AMX needs cpuid bits and the kernel's leave to use the tile registers.
 bool has_amx() {
-    if (!has_avx512vnni()) return false;
+    if (!has_avx512bf16()) return false;
     unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
     const bool bf16 = edx & (1u << 22), tile = edx & (1u << 24), bytes = edx & (1u << 25);
-    if (!__builtin_cpu_supports("avx512vbmi2")) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;
     return bf16 && tile && bytes && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
@@ -78,6 +93,7 @@ bool has_amx() {
 const InstructionSet ALL[] = {
 #if defined(GOSSAMER_X86)
     {"amx", &amx::kernels, has_amx},
+    {"avx512bf16", &avx512bf16::kernels, has_avx512bf16},
     {"avx512vnni", &avx512vnni::kernels, has_avx512vnni},
     {"avx512", &avx512::kernels, has_avx512},
     {"avx2", &avx2::kernels, has_avx2},

@@ -132,8 +132,8 @@ static int64_t keep_digit(uint32_t *keys, int64_t n, int shift, uint32_t digit) 
         memcpy(&some, keys + i, sizeof some);
         const __mmask16 mask = _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(some & field),
                                                        reinterpret_cast<__m512i>(wanted));
-        _mm512_storeu_si512(keys + kept,
-                            _mm512_maskz_compress_epi32(mask, reinterpret_cast<__m512i>(some)));
+        some = compress(mask, some);
+        memcpy(keys + kept, &some, sizeof some);
         kept += __builtin_popcount(mask);
     }
 #endif

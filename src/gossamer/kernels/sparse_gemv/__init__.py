@@ -74,7 +74,7 @@ def sparse_gemv(
 @constant
 def _way(density: float, vectors: int) -> str:
     """How weights and vector elements meet fastest, by the instructions each way costs."""
-    can_expand = backend.native_module().active() in ("avx512", "amx")
+    can_expand = backend.native_module().active() not in ("avx2", "portable")
     if can_expand and density >= (DENSE_ENOUGH if vectors == 1 else 0.06 + vectors / 64):
         return "expand"
     return "gather" if vectors <= 2 else "spread"

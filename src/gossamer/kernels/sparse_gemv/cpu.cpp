@@ -80,8 +80,7 @@ GOSSAMER_INLINE void expand_word(const float *x, int64_t stride, uint64_t bits,
                                  const uint16_t *values, Vec (&sums)[N][2]) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half, bits >>= 32) {
-        const IntVec pairs = reinterpret_cast<IntVec>(
-            _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits), _mm512_loadu_si512(values)));
+        const IntVec pairs = expand_halves(static_cast<uint32_t>(bits), values);
         const Vec even = reinterpret_cast<Vec>(pairs << 16);
         const Vec odd = reinterpret_cast<Vec>(pairs & ~0xffff);
 #pragma GCC unroll 8
