@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.kernels import backend, instruction_sets, pack, spmm
-from gossamer.kernels.spmm import _parts
+from gossamer.kernels.spmm import _parts, launch
 from gossamer.kernels.support import PANELS, ROWS
 from gossamer.patterns import Block
 from gossamer.testing import check_product, random_mask
@@ -147,17 +147,7 @@ def test_nothing_is_written_around_the_result(isa, width, dtype):
     room = torch.full((2, 131 + 2, width + 6), 7.0, dtype=dtype)
     out = room[:, 1:-1, 3:-3]
     dense = dense.to(dtype)[None].expand(2, -1, -1).contiguous()
-    parts, panel = _parts(pack(weight), "cpu")
-    backend.launch(
-        "spmm",
-        backend.launch("PanelWeight", panel, *parts),
-        dense,
-        out,
-        None,
-        -math.inf,
-        math.inf,
-        2,
-    )
+    launch(pack(weight).native_panels, dense, out, None, -math.inf, math.inf, 2)
     check_product(out, weight, dense)
     out.fill_(7.0)
     assert bool((room == 7.0).all())
@@ -169,21 +159,12 @@ def test_nothing_around_the_tensors_is_touched(isa, guarded, group, dtype):
     for rows, columns, width in ((131, 140, 17), (7, 129, 96), (1, 1, 1)):
         weight, dense = matrices(rows, columns, width, 0.3, group=group)
         tensors, panel = _parts(pack(weight), "cpu")
-        parts = [guarded(part) for part in tensors]
+        panels = backend.launch("PanelWeight", panel, *map(guarded, tensors))
         bias = guarded(torch.linspace(-1, 1, rows))
         for steps in (1, 2):  # rows that follow one another, and rows apart
             x = guarded(dense.to(dtype).repeat(1, steps)[None, :, :width])
             out = guarded(torch.full((1, rows, width * steps), torch.nan, dtype=dtype)[..., :width])
-            backend.launch(
-                "spmm",
-                backend.launch("PanelWeight", panel, *parts),
-                x,
-                out,
-                bias,
-                -math.inf,
-                math.inf,
-                1,
-            )
+            launch(panels, x, out, bias, -math.inf, math.inf, 1)
             check_product(out[0], weight, x[0], bias=bias)
 
 
@@ -199,16 +180,8 @@ def test_offsets_beyond_32_bits(isa, address_space):
     far_values = address_space(skip + len(values), torch.float32)[:, None]
     far_columns[skip:], far_values[skip:] = columns, values
     parts = starts + skip, lines, counts, far_columns, far_values
-    backend.launch(
-        "spmm",
-        backend.launch("PanelWeight", panel, *parts),
-        x,
-        out[:, :3],
-        None,
-        -math.inf,
-        math.inf,
-        1,
-    )
+    panels = backend.launch("PanelWeight", panel, *parts)
+    launch(panels, x, out[:, :3], None, -math.inf, math.inf, 1)
     check_product(out[0, :3], weight, x[0])
 
 

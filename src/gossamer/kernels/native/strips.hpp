@@ -9,6 +9,8 @@ namespace gossamer::GOSSAMER_ISA {
 constexpr int64_t BLOCK = 128;          // rows of the weight whose entries lie together
 constexpr int64_t TASK_BLOCKS = 16;     // at most: sums of a task stay in the second-level cache
 constexpr int64_t NARROW = 32;          // vectors a thread: few for the rows that they share
+constexpr int64_t ENTRY = 5;            // bytes of a weight and its column
+constexpr int64_t FEW = 8;              // entries a row: the result costs more
 constexpr int64_t SHALLOW = 128;        // a deeper panel leaves less room to be wide
 constexpr int SUMS = W >= 16 ? 24 : 8;  // registers that hold sums
 constexpr int STRIP = W >= 16 ? 6 : 8;  // vectors a strip is wide, at most
@@ -66,7 +68,7 @@ GOSSAMER_INLINE float *direct(uint16_t *) { return nullptr; }
 // in a strip's first and last panel it must go through every row. How the work is split does not
 // change any sum.
 template <class T, class Multiply>
-static void multiply_strips(const Strips &s, int64_t panel_rows, bool fetch_ahead,
+static void multiply_strips(const Strips &s, int64_t panel_rows, int64_t entries,
                             const Multiply &multiply) {
     const int64_t blocks = ceil_div(s.rows, BLOCK), vectors = ceil_div(s.width, W);
     const int64_t panels = max64(1, ceil_div(s.columns, panel_rows));
@@ -74,15 +76,18 @@ static void multiply_strips(const Strips &s, int64_t panel_rows, bool fetch_ahea
     const int64_t depth = min64(panel_rows, s.columns), widest = depth > SHALLOW ? 4 : STRIP;
     const int64_t full = ceil_div(vectors, widest);  // strips of the widest kind
     const int64_t strips = max64(1, min64(vectors, round_up(full, s.threads)));
-    // Threads share no cache line of the result's rows where each has rows of its own.
-    const bool by_rows = vectors < NARROW * s.threads && blocks >= s.threads;
+    // Threads with rows of their own share no cache line of the result, but each copies the whole
+    // operand; threads with columns of their own each read the whole weight.
+    const bool heavy = 2 * ENTRY * entries >= 4 * s.columns * s.width;
+    const bool by_rows = heavy && vectors < NARROW * s.threads && blocks >= s.threads;
     const int64_t tasks = max64(1, s.batch * strips);
     const int64_t wanted = by_rows                  ? s.threads
                            : tasks >= 2 * s.threads ? 1
                                                     : ceil_div(4 * s.threads, tasks);
     const int64_t task_blocks = min64(TASK_BLOCKS, ceil_div(blocks, wanted));
     const int64_t parts = ceil_div(blocks, task_blocks);
-    const bool far = fetch_ahead && (s.rows + s.columns) * s.width * 4 > FAR_BYTES * s.threads;
+    const bool far =
+        entries <= FEW * s.rows && (s.rows + s.columns) * s.width * 4 > FAR_BYTES * s.threads;
 #pragma omp parallel num_threads(s.threads)
     {
         const int64_t rows = task_blocks * BLOCK;

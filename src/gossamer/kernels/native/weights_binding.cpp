@@ -51,9 +51,8 @@ struct PanelWeight {
           columns(columns),
           values(values) {}
 
-    SpmmArgs times(const Array &dense, const Array &out, const MaybeArray &bias, float low,
-                   float high, int threads) const {
-        return {strips(dense, out, bias, low, high, threads),
+    SpmmArgs product(const Strips &strips) const {
+        return {strips,
                 static_cast<int64_t>(values.shape(1)),
                 tensor<int64_t>(starts),
                 panel,
@@ -63,16 +62,35 @@ struct PanelWeight {
                 tensor<float>(values)};
     }
 
+    // An operand [batch, columns, width] and a result [batch, rows, width] by address, which
+    // crosses fastest; `apart`: their matrices, then their rows.
+    void times(uintptr_t dense, bool half, const std::array<int64_t, 4> &shape,
+               const std::array<int64_t, 2> &dense_apart, uintptr_t out,
+               const std::array<int64_t, 2> &out_apart, uintptr_t bias, float low, float high,
+               int threads) const {
+        Strips s{};
+        s.dense = reinterpret_cast<const void *>(dense);
+        s.out = reinterpret_cast<void *>(out);
+        s.dtype = half ? Dtype::bfloat16 : Dtype::float32;
+        s.batch = shape[0];
+        s.rows = shape[1];
+        s.columns = shape[2];
+        s.width = shape[3];
+        s.dense_batch = dense_apart[0];
+        s.dense_row = dense_apart[1];
+        s.out_batch = out_apart[0];
+        s.out_row = out_apart[1];
+        s.bias = reinterpret_cast<const float *>(bias);
+        s.low = low;
+        s.high = high;
+        s.threads = threads;
+        nb::gil_scoped_release release;
+        active_kernels().spmm(product(s));
+    }
+
     int64_t panel;
     Array starts, lines, counts, columns, values;
 };
-
-void spmm(const PanelWeight &weight, const Array &dense, const Array &out, const MaybeArray &bias,
-          float low, float high, int threads) {
-    const SpmmArgs a = weight.times(dense, out, bias, low, high, threads);
-    nb::gil_scoped_release release;
-    active_kernels().spmm(a);
-}
 
 Sums sums_of(const Array &t) {
     if (t.dtype() == nb::dtype<int32_t>()) return Sums::int32;
@@ -347,7 +365,7 @@ class Program {
         keep(
             {weight.starts, weight.lines, weight.counts, weight.columns, weight.values, dense, out},
             bias);
-        const SpmmArgs recorded = weight.times(dense, out, bias, low, high, 1);
+        const SpmmArgs recorded = weight.product(strips(dense, out, bias, low, high, 1));
         steps_.emplace_back([this, recorded](const Run &run) {
             SpmmArgs a = recorded;
             a.strips.dense = read(a.strips.dense, run);
@@ -435,8 +453,8 @@ class Program {
 
 void bind_weights(nb::module_ &m) {
     nb::class_<PanelWeight>(m, "PanelWeight")
-        .def(nb::init<int64_t, Array, Array, Array, Array, Array>());
-    m.def("spmm", &spmm);
+        .def(nb::init<int64_t, Array, Array, Array, Array, Array>())
+        .def("times", &PanelWeight::times);
     m.def("int8_spmm", &int8_spmm);
     m.def("nm_matmul", &nm_matmul);
     nb::class_<VectorWeight>(m, "VectorWeight")

@@ -39,7 +39,8 @@ static void run(const NmMatmulArgs &a) {
     constexpr int64_t TARGET = 128;  // the operand's rows a panel, where groups are not larger
     constexpr int MOST = TWO<Count> && SUMS / 2 < STRIP ? SUMS / 2 : STRIP;
     const int64_t groups = max64(1, TARGET / a.m);
-    multiply_strips<T>(a.strips, groups * a.m, false,
+    const int64_t entries = a.strips.rows * a.strips.columns / a.m * a.n;
+    multiply_strips<T>(a.strips, groups * a.m, entries,
                        [&](const StripTask &task, int64_t block, int64_t panel) {
                            in_passes<MOST>(0, task.stride, [&](auto n, int64_t column) {
                                multiply_groups<Count, n()>(a, task, column, block, panel * groups);

@@ -1,6 +1,7 @@
 """SpMM: sparse weight times dense matrix, the product of a sparse layer with many columns."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,13 +66,14 @@ def spmm(
     if bias is not None:
         bias = check_bias(bias, packed)
     chosen = backend.choose(impl, dense.device, backend.WITHOUT_TRITON)
-    batched = unit_stride(dense if dense.ndim == 3 else dense[None])
+    rows, dense = packed.shape[0], unit_stride(dense)
     if chosen == "cpu" and not dispatched():
-        product = _multiply(packed.native_panels, packed.shape[0], batched, bias, low, high)
-    else:
-        product = torch.ops.gossamer.spmm(
-            *_parts(packed, chosen), packed.shape[0], batched, bias, low, high, chosen
-        )
+        # Next to a small product, PyTorch's dispatch would take long.
+        return _multiply(packed.native_panels, rows, dense, bias, low, high)
+    batched = dense if dense.ndim == 3 else dense[None]
+    product = torch.ops.gossamer.spmm(
+        *_parts(packed, chosen), rows, batched, bias, low, high, chosen
+    )
     return product if dense.ndim == 3 else product[0]
 
 
@@ -160,11 +162,37 @@ def _spmm(
 
 
 def _multiply(
-    panels: object, rows: int, dense: Tensor, bias: Tensor | None, low: float, high: float
+    panels: Any, rows: int, dense: Tensor, bias: Tensor | None, low: float, high: float
 ) -> Tensor:
-    out = dense.new_empty(dense.shape[0], rows, dense.shape[2])
-    backend.launch("spmm", panels, dense, out, bias, low, high, torch.get_num_threads())
+    out = dense.new_empty((*dense.shape[:-2], rows, dense.shape[-1]))
+    launch(panels, dense, out, bias, low, high, torch.get_num_threads())
     return out
+
+
+def launch(
+    panels: Any,
+    dense: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    threads: int,
+) -> None:
+    """Write the product into `out`; both operands have unit stride in their rows."""
+    (*batch, columns, width), rows = dense.shape, out.shape[-2]
+    (*matrices, row, _), (*out_matrices, out_row, _) = dense.stride(), out.stride()
+    panels.times(
+        dense.data_ptr(),
+        dense.dtype is torch.bfloat16,
+        (batch[0] if batch else 1, rows, columns, width),
+        (matrices[0] if batch else 0, row),
+        out.data_ptr(),
+        (out_matrices[0] if batch else 0, out_row),
+        0 if bias is None else bias.data_ptr(),
+        low,
+        high,
+        threads,
+    )
 
 
 def _empty(weight: list[Tensor], panel: int, rows: int, dense: Tensor, *rest: object) -> Tensor:

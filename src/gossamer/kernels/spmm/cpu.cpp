@@ -4,8 +4,6 @@
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr int64_t FEW = 8;  // units a row
-
 // A cell of the weight times N vectors, from `column` on, of the panel.
 template <int G, int N>
 static void multiply_cell(const SpmmArgs &a, const StripTask &task, int64_t column, int64_t block,
@@ -33,9 +31,9 @@ template <class T, int G>
 static void run(const SpmmArgs &a) {
     const int64_t panels = max64(1, ceil_div(a.strips.columns, a.panel));
     const int64_t cells = ceil_div(a.strips.rows, BLOCK) * panels;
-    const bool few = a.starts[cells] * G <= FEW * a.strips.rows;  // the result costs more
+    const int64_t entries = a.starts[cells] * G;
     multiply_strips<T>(
-        a.strips, a.panel, few, [&](const StripTask &task, int64_t block, int64_t panel) {
+        a.strips, a.panel, entries, [&](const StripTask &task, int64_t block, int64_t panel) {
             const int64_t least = panel == 0 || panel == panels - 1 ? 0 : 1;
             in_passes<(SUMS / G < STRIP ? SUMS / G : STRIP)>(
                 0, task.stride, [&](auto n, int64_t column) {
