@@ -219,7 +219,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"end": torch.zeros(2, 3)}, ValueError, r"end to be int64 \[2, 3\], got torch.float32"),
     ({"list_heads": 4}, ValueError, r"divide 6 query heads and nest with 2 key heads, got 4"),
     ({"list_heads": 0}, ValueError, r"got 0"),
-    ({"impl": "triton"}, ValueError, r"one of auto, reference, cpu, got 'triton'"),
+    ({"impl": "gpu"}, ValueError, r"one of auto, reference, cpu, triton, got 'gpu'"),
 ]
 
 

@@ -1,5 +1,7 @@
 """The Triton kernels against dense float64 attention, interpreted where there is no GPU."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +24,10 @@ from gossamer.kernels import (
     gathered_attention,
     random_walks,
     set_attention,
+    stripe_search,
 )
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
-from gossamer.testing import check_close
+from gossamer.testing import AttentionShape, attention_inputs, check_close
 
 pytest.importorskip("triton")
 Result = Tensor | AttentionOutput
@@ -471,3 +474,117 @@ def test_set_attention_and_its_gradients(dtype, tokens, size, dim):
         assert mine.dtype == dtype
         right = right.detach()
         check_close(mine.detach(), right, loose * max(1.0, float(right.abs().max())))
+
+
+def search_problem(
+    shape: AttentionShape, step: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Arguments whose products are exact: integers; some ranges are empty or end first."""
+    pooled, key, _ = attention_inputs(shape, dtype=dtype, values="integers")
+    groups = -(-shape.q_len // step)
+    bounds = torch.randint(0, shape.k_len + 1, (2, shape.batch, groups))
+    bounds[:, 0, 0] = torch.tensor([0, shape.k_len])
+    return {
+        "pooled": pooled.to(DEVICE),
+        "key": key.to(DEVICE),
+        "threshold": torch.randint(0, 16, pooled.shape[:3]).float().to(DEVICE),
+        "step": step,
+        "group": 16,
+        "begin": bounds[0].to(DEVICE),
+        "end": bounds[1].to(DEVICE),
+    }
+
+
+def check_search(arguments: dict[str, Any], lists: int | None = None) -> int:
+    """Hold the kernel to the reference; return how many keys they find."""
+    expected = stripe_search(**arguments, list_heads=lists, impl="reference")
+    with poisoned():
+        found = stripe_search(**arguments, list_heads=lists, impl="triton")
+    assert found.shape == expected.shape
+    assert torch.equal(found.offsets, expected.offsets)
+    assert torch.equal(found.indices, expected.indices)
+    return len(found.indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "step", "lists"),
+    [
+        (AttentionShape(1, 1, 1, 1, 40, 64), 1, None),
+        (AttentionShape(2, 6, 2, 5, 75, 33), 2, None),  # the last group is short
+        (AttentionShape(2, 6, 2, 5, 40, 8), 3, 2),
+        (AttentionShape(1, 8, 4, 7, 150, 16), 2, 2),  # two key heads a list
+        (AttentionShape(1, 4, 2, 70, 50, 80), 33, 1),  # several tiles of rows
+    ],
+    ids=str,
+)
+def test_stripe_search_finds_what_the_reference_finds(shape, step, lists, dtype):
+    assert check_search(search_problem(shape, step, dtype), lists) > 5
+
+
+def test_stripe_search_searches_its_ranges_only():
+    arguments = search_problem(AttentionShape(2, 4, 2, 6, 90, 24), 2)
+    begin = torch.tensor([[10, 50, 90], [33, 80, 0]], device=DEVICE)
+    end = torch.tensor([[64, 50, 999], [75, 20, 0]], device=DEVICE)
+    place = torch.arange(90, device=DEVICE)
+    outside = (place < torch.tensor([[10], [33]], device=DEVICE)) | (
+        place >= torch.tensor([[64], [75]], device=DEVICE)
+    )
+    arguments |= {"begin": begin, "end": end}
+    arguments["key"] = arguments["key"].masked_fill(outside[:, None, :, None], torch.nan)
+    assert check_search(arguments) > 5
+    arguments["threshold"] = torch.full_like(arguments["threshold"], torch.inf)
+    assert check_search(arguments) == 0
+
+
+def test_stripe_search_takes_any_strides():
+    arguments = search_problem(AttentionShape(2, 4, 2, 5, 40, 8), 2)
+    before = check_search(arguments)
+    for name in ("pooled", "key"):
+        arguments[name] = arguments[name].transpose(1, 3).contiguous().transpose(1, 3)
+    for name in ("threshold", "begin", "end"):
+        arguments[name] = torch.stack([arguments[name]] * 2, -1)[..., 0]
+    assert check_search(arguments) == before > 5
+
+
+@pytest.mark.parametrize("sizes", [(1, 0, 7), (1, 3, 0), (0, 3, 5)], ids=str)
+def test_stripe_search_of_nothing(sizes):
+    batch, rows, k_len = sizes
+    arguments = search_problem(AttentionShape(1, 4, 2, max(1, rows), k_len, 8), 1)
+    for name in ("pooled", "key", "threshold", "begin", "end"):
+        arguments[name] = arguments[name][:batch]
+    if not rows:
+        for name, dim in (("pooled", 2), ("threshold", 2), ("begin", 1), ("end", 1)):
+            arguments[name] = arguments[name].narrow(dim, 0, 0)
+    assert check_search(arguments) == 0
+
+
+COMPILE_STRIPE_SEARCH = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gossamer.kernels.stripe_search.triton import stripe_search_kernel, tiling
+
+strides = ("i32", "i32", "i32", "constexpr")
+for arch, memory in ((75, 64), (80, 163), (86, 99), (89, 99), (90, 227)):
+    for dtype, name in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
+        tile = tiling(128, 16, dtype)
+        types = [name, name, "*fp32", "*i64", "*i64", "*u8", strides, strides, *["i32"] * 7]
+        types += ["constexpr"] * 4
+        names = stripe_search_kernel.arg_names
+        constants = {(names.index(key),): tile[key] for key in names if key in tile}
+        source = ASTSource(
+            stripe_search_kernel,
+            dict(zip(names, types, strict=True)),
+            constants | {(6, 3): 1, (7, 3): 1},
+            {(i,): [["tt.divisibility", 16]] for i in range(6)},
+        )
+        options = {key: tile[key] for key in ("num_warps", "num_stages")}
+        built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        assert built.asm["cubin"] and built.metadata.shared <= memory * 1024, (arch, dtype)
+"""
+
+
+def test_stripe_search_compiles_for_each_architecture(tmp_path):
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE_STRIPE_SEARCH], check=True, env=environment)

@@ -39,7 +39,7 @@ def stripe_search(
         Key range searched for each group.
     list_heads : int, optional
         Lists a batch element; fewer than H merges heads (a hit in any head counts).
-    impl : {"auto", "reference", "cpu"}
+    impl : {"auto", "reference", "cpu", "triton"}
 
     Returns
     -------
@@ -86,7 +86,7 @@ def stripe_search(
         begin.clamp(min=0).contiguous(),
         end.clamp(max=key.shape[2]).contiguous(),
         lists,
-        backend.choose(impl, key.device, backend.WITHOUT_TRITON),
+        backend.choose(impl, key.device),
     )
     return StripePattern(offsets, indices, (batch, lists, groups, key.shape[2]), group)
 
@@ -101,6 +101,12 @@ def _run(
     list_heads: int,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    if impl == "triton":
+        from gossamer.kernels.stripe_search import triton
+
+        return triton.search(
+            unit_stride(pooled), key, threshold.contiguous(), step, begin, end, list_heads
+        )
     if impl != "cpu":
         return reference.search(pooled, key, threshold, step, begin, end, list_heads)
     lists = (key.shape[0], list_heads, begin.shape[1])
