@@ -309,10 +309,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"key_start to be integer \[2\]",
     ),
-    "impl without a kernel": (
-        {"impl": "triton"},
+    "unknown impl": (
+        {"impl": "gpu"},
         ValueError,
-        r"impl to be one of auto, reference, cpu, got 'triton'",
+        r"impl to be one of auto, reference, cpu, triton, got 'gpu'",
     ),
 }
 

@@ -1,7 +1,5 @@
 """The Triton kernels against dense float64 attention, interpreted where there is no GPU."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from gossamer.kernels import (
     random_walks,
     set_attention,
     stripe_search,
+    tree_search,
 )
 from gossamer.patterns import BlockPattern, StripePattern, TokenPattern, Window
 from gossamer.testing import AttentionShape, attention_inputs, check_close
@@ -559,32 +558,97 @@ def test_stripe_search_of_nothing(sizes):
     assert check_search(arguments) == 0
 
 
-COMPILE_STRIPE_SEARCH = """
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from gossamer.kernels.stripe_search.triton import stripe_search_kernel, tiling
+@dataclass(frozen=True)
+class Search:
+    """Sizes and options of one tree search; heads are (query, key) heads."""
 
-strides = ("i32", "i32", "i32", "constexpr")
-for arch, memory in ((75, 64), (80, 163), (86, 99), (89, 99), (90, 227)):
-    for dtype, name in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
-        tile = tiling(128, 16, dtype)
-        types = [name, name, "*fp32", "*i64", "*i64", "*u8", strides, strides, *["i32"] * 7]
-        types += ["constexpr"] * 4
-        names = stripe_search_kernel.arg_names
-        constants = {(names.index(key),): tile[key] for key in names if key in tile}
-        source = ASTSource(
-            stripe_search_kernel,
-            dict(zip(names, types, strict=True)),
-            constants | {(6, 3): 1, (7, 3): 1},
-            {(i,): [["tt.divisibility", 16]] for i in range(6)},
-        )
-        options = {key: tile[key] for key in ("num_warps", "num_stages")}
-        built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-        assert built.asm["cubin"] and built.metadata.shared <= memory * 1024, (arch, dtype)
-"""
+    heads: tuple[int, int]
+    q_len: int
+    k_len: int
+    dim: int
+    options: dict[str, Any]
+    batch: int = 1
+    padded: bool = False  # every sequence starts elsewhere, the last behind most keys
+    dtype: torch.dtype = torch.float32
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Integers, so that every product is exact, and many scores equal."""
+        generator = torch.Generator().manual_seed(0)
+        query = torch.empty(self.batch, self.q_len, self.heads[0], self.dim, dtype=self.dtype)
+        key = torch.empty(self.batch, self.heads[1], self.k_len, self.dim, dtype=self.dtype)
+        for part in (query, key):
+            part.random_(-3, 4, generator=generator)
+        return query.transpose(1, 2), key
+
+    def key_start(self) -> Tensor | None:
+        return torch.linspace(3, self.k_len - 2, self.batch).long() if self.padded else None
 
 
-def test_stripe_search_compiles_for_each_architecture(tmp_path):
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", COMPILE_STRIPE_SEARCH], check=True, env=environment)
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Several levels, spans that are no power of two, two blocks of queries.
+        Search((2, 2), 20, 77, 8, {"tokens": 8, "block_q": 16, "window": 9, "sink": 3}),
+        Search((2, 1), 9, 90, 5, {"tokens": 6, "representative": "first", "block_q": 8}, 2, True),
+        Search((4, 2), 3, 99, 8, {"tokens": 12, "block_k": 4, "shared_by_group": True}, 2, True),
+        Search((2, 1), 9, 90, 5, {"tokens": 6, "representative": "random"}, 2, True),
+        Search((4, 1), 40, 64, 8, {"tokens": 5, "block_k": 1, "shared_by_group": True, "sink": 0}),
+        # One query, a decode step; and fewer rows than query_stride skips.
+        Search((2, 1), 1, 130, 20, {"tokens": 16, "block_q": 1, "block_k": 8, "channels": 7}),
+        Search((2, 1), 3, 70, 8, {"tokens": 4, "query_stride": 9, "shared_by_group": True}),
+        # Fewer blocks than nodes; a window longer than the keys; one node.
+        Search((1, 1), 5, 30, 8, {"tokens": 64, "block_q": 4, "window": 3}),
+        Search((1, 1), 5, 30, 8, {"tokens": 4, "window": 2**40, "sink": 2**40}),
+        Search((1, 1), 2, 40, 8, {"tokens": 2, "sink": 7, "representative": "random"}),
+        Search((2, 1), 20, 50, 16, {"tokens": 4, "channels": 3}, dtype=torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_tree_search_finds_what_the_reference_finds(case: Search) -> None:
+    query, key = case.inputs()
+    options = {"window": 6, "seed": 2**63 - 1, "key_start": case.key_start()} | case.options
+    expected = tree_search(query, key, **options, impl="reference")
+    with poisoned():
+        found = tree_search(query.to(DEVICE), key.to(DEVICE), **options, impl="triton")
+    assert torch.equal(found.pattern.indices.cpu(), expected.pattern.indices)
+    assert torch.equal(found.scored.cpu(), expected.scored)
+
+
+def test_tree_search_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More lists than programs, more nodes than lanes, more rows than a tile."""
+    from gossamer.kernels.tree_search import triton
+
+    monkeypatch.setattr(triton, "PROGRAMS", 2)
+    monkeypatch.setattr(triton, "LANES", 8)
+    query, key = Search((2, 2), 40, 90, 4, {}).inputs()
+    options: dict[str, Any] = {
+        "tokens": 11,
+        "block_q": 40,
+        "block_k": 1,
+        "window": 3,
+        "query_stride": 1,
+    }
+    expected = tree_search(query, key, **options, impl="reference")
+    found = tree_search(query.to(DEVICE), key.to(DEVICE), **options, impl="triton")
+    assert torch.equal(found.pattern.indices.cpu(), expected.pattern.indices)
+    assert torch.equal(found.scored.cpu(), expected.scored)
+
+
+def test_tree_search_reads_no_key_outside_its_range() -> None:
+    """NaN in padding, in the window and in the channels that are not scored."""
+    query, key = Search((2, 1), 12, 80, 6, {}).inputs()
+    query[..., 4:] = 0
+    options: dict[str, Any] = {
+        "tokens": 8,
+        "block_q": 12,
+        "window": 10,
+        "channels": 4,
+        "key_start": torch.tensor([13]),
+    }
+    expected = tree_search(query, key, **options, impl="reference")
+    key[:, :, :13] = torch.nan
+    key[:, :, 70:] = torch.nan
+    key[..., 4:] = torch.nan
+    found = tree_search(query.to(DEVICE), key.to(DEVICE), **options, impl="triton")
+    assert torch.equal(found.pattern.indices.cpu(), expected.pattern.indices)
+    assert torch.equal(found.scored.cpu(), expected.scored)

@@ -80,7 +80,7 @@ def tree_search(
         sequence selects the same keys alone, in a batch, padded or continued.
     key_start : Tensor [B] int, optional
         First real key of each sequence.
-    impl : {"auto", "reference", "cpu"}
+    impl : {"auto", "reference", "cpu", "triton"}
 
     Returns
     -------
@@ -134,7 +134,7 @@ def tree_search(
         dim if channels is None else channels,
         seed,
         check_key_start(key_start, key),
-        backend.choose(impl, query.device, backend.WITHOUT_TRITON),
+        backend.choose(impl, query.device),
     )
     return TreeSearch(TokenPattern(indices, group=block_q, k_len=key.shape[2]), scored)
 
@@ -176,8 +176,13 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     indices, scored = _empty(query, key, heads, nodes, block_q, block_k, window, sink)
-    if impl != "cpu":  # the search is short, irregular and memory-light: no Triton twin yet
-        reference.search(
+    if impl != "cpu":
+        search = reference.search
+        if impl == "triton":
+            from gossamer.kernels.tree_search import triton
+
+            search = triton.search
+        search(
             query,
             key,
             indices,
