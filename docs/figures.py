@@ -183,6 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a document is out of date")
     check = parser.parse_args().check
+    unlisted = {path.name for path in (ROOT / "results").iterdir()} - {*MACHINES}
+    if unlisted:
+        sys.exit(f"results of machines that MACHINES does not list: {', '.join(sorted(unlisted))}")
     for document in DOCUMENTS:
         text = document.read_text()
         fresh = MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}\n{m[3]}", text)
