@@ -78,6 +78,7 @@ def test_masks_round_trip_and_rows_list_the_kept_keys(mask, kind):
         assert pattern.density() == pytest.approx(mask.double().mean().item())
 
     starts, counts, flat = pattern.rows
+    assert pattern.rows[0] is starts  # found once
     assert (starts.dtype, counts.dtype, flat.dtype) == (torch.int64, torch.int64, torch.int32)
     expected = [
         [key for key, kept in enumerate(row) if kept]

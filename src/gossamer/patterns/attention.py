@@ -125,8 +125,7 @@ class TokenPattern(KeyLists):
         check_least("k_len", self.k_len, 0)
         object.__setattr__(self, "shape", (*self.indices.shape[:3], self.k_len))
 
-    @property
-    def rows(self) -> Lists:
+    def _find_rows(self) -> Lists:
         counts = (self.indices >= 0).sum(-1).reshape(-1)
         starts = torch.arange(len(counts), device=counts.device) * self.indices.shape[3]
         return starts, counts, self.indices.reshape(-1)

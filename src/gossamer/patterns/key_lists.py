@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import cached_property
 from math import ceil, prod
 from typing import TYPE_CHECKING, Self
 
@@ -23,12 +24,20 @@ class KeyLists(ABC):
     shape: Shape  # of the mask
 
     @property
-    @abstractmethod
     def rows(self) -> Lists:
-        """Starts and counts (int64 [rows]) and flat (int32).
+        """Starts and counts (int64 [rows]) and flat (int32), found once: records do not change.
 
         List r is ``flat[starts[r] : starts[r] + counts[r]]``, in (batch, head, query tile) order.
         """
+        # torch.compile cannot trace the lock that cached_property holds in Python 3.11.
+        return self._find_rows() if torch.compiler.is_compiling() else self._rows
+
+    @cached_property
+    def _rows(self) -> Lists:
+        return self._find_rows()
+
+    @abstractmethod
+    def _find_rows(self) -> Lists: ...
 
     @property
     def counts(self) -> Tensor:
@@ -103,8 +112,7 @@ class CompressedRows(KeyLists):
     offsets: Tensor
     indices: Tensor
 
-    @property
-    def rows(self) -> Lists:
+    def _find_rows(self) -> Lists:
         return self.offsets[:-1], self.offsets.diff(), self.indices
 
     def validate(self) -> Self:
