@@ -97,11 +97,10 @@ def kernels(document: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in document["figures"]:
-        verdict = "" if row["holds"] else " (missed)"
         lines.append(
             f"| {row['name']} | {row['density']:.3f} | {row['milliseconds']:.1f} ms "
             f"| {row['baseline_milliseconds']:.1f} ms | {row['ratio']:.2f} ± {row['spread']:.2f} "
-            f"| {row['bar']:.2f}{verdict} |"
+            f"| {bar(row)} |"
         )
     return "\n".join(lines)
 
@@ -115,13 +114,18 @@ def weights(document: dict) -> str:
         "|---|---|---|---|",
     ]
     for row in document["figures"]:
-        bar = "-" if row["bar"] is None else f"{row['bar']:.2f}"
-        verdict = " (missed)" if row["holds"] is False else ""
         lines.append(
             f"| {row['name']} | {row['density']:.2f} | {row['ratio']:.2f} ± "
-            f"{row['spread']:.2f} | {bar}{verdict} |"
+            f"{row['spread']:.2f} | {bar(row)} |"
         )
     return "\n".join(lines)
+
+
+def bar(row: dict) -> str:
+    """Return what a ratio is to reach, and whether it missed it."""
+    if row["bar"] is None:
+        return "-"
+    return f"{row['bar']:.2f}" + ("" if row["holds"] else " (missed)")
 
 
 def worded(value: float | str | None) -> str:

@@ -2,9 +2,9 @@
 
 Prefill: causal, random block patterns with the diagonal, against scaled_dot_product_attention in
 the same dtype. Decode: one query a head against the long caches of a few layers, as bytes a second
-next to what a plain copy moves here, and gathered tokens against the dense call. Every kernel is
-checked against the reference before it is timed. Inputs are random; which blocks are kept is
-random too, so that nothing depends on a method.
+next to what a plain copy moves here and a plain sum reads, and gathered tokens against the dense
+call. Every kernel is checked against the reference before it is timed. Inputs are random; which
+blocks are kept is random too, so that nothing depends on a method.
 """
 
 from collections.abc import Iterator
@@ -102,6 +102,7 @@ def decode(device: str, repeats: int) -> Iterator[Figure]:
                 for pair in zip(target, source, strict=True)
                 for into, part in zip(*pair, strict=True)
             ],
+            "sum": lambda: [part.sum() for key, value, _ in layers for part in (key, value)],
             "dense": lambda: [block_sparse_attention(query, *layer[:2]) for layer in layers],
             "gathered": lambda: [gathered_attention(query, *layer) for layer in layers],
             "sdpa": lambda: [sdpa(query, *layer[:2]) for layer in layers],
@@ -113,6 +114,8 @@ def decode(device: str, repeats: int) -> Iterator[Figure]:
     # A copy of half the cache reads and writes as many bytes as attention reads.
     copy, dense = samples["copy"], samples["dense"]
     yield figure("decode dense, bandwidth of a copy", 1.0, copy, dense, BANDWIDTH_BAR)
+    # Where writes have lanes of their own, even this falls short of a copy: it is what reads allow.
+    yield figure("decode dense, bandwidth of a plain sum", 1.0, samples["sum"], dense)
     yield figure("decode dense, against SDPA", 1.0, samples["sdpa"], dense, 1.0)
     kept = GATHERED / CACHE
     yield figure("decode 2k gathered, against dense", kept, dense, samples["gathered"], GATHER_BAR)
