@@ -230,7 +230,7 @@ def _choose_scale(model: nn.Module, video: Tensor) -> float:
     best = dense.topk(2).values
     for scale in SCALES:
         error = (_calibrated(model, video, scale)(first[None])[0] - dense).abs().amax(-1)
-        if (2 * error < best[:, 0] - best[:, 1]).all():
+        if (2 * error < best[..., 0] - best[..., 1]).all():
             return scale
     return SCALES[-1]
 
