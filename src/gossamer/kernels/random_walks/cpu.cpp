@@ -2,22 +2,15 @@
 // and a lane that falls free takes the next walker. Walkers that can no longer be reported are
 // dropped, which changes nothing in what is. (Most walkers die early in dead ends: a search from
 // the target, to drop those that cannot arrive, costs more than it saves.)
+#include "../native/mix.hpp"
 #include "../native/simd.hpp"
 #include "../native/walk_params.hpp"
 
 namespace gossamer::GOSSAMER_ISA {
 namespace {
 
-constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
 constexpr float INFINITE = __builtin_inff();
 constexpr int64_t GROUP = 32;  // walkers in step
-
-GOSSAMER_INLINE uint64_t mix(uint64_t x) {
-    x += GOLDEN;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
-}
 
 struct Arrival {
     float resistance = INFINITE;

@@ -4,16 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gossamer.kernels.triton_mix import mix
+
 LANES = 128
-
-
-@triton.jit
-def mix(x):
-    """Splitmix64 of uint64."""
-    x = x + 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
 
 
 @triton.jit

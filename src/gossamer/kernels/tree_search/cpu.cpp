@@ -1,6 +1,7 @@
 // HiP's search: K nodes tile the keys before the window; every round halves each node,
 // scores each half by one representative key block and keeps the K best halves.
 #include "../native/amx.hpp"
+#include "../native/mix.hpp"
 #include "../native/select.hpp"
 #include "../native/stream.hpp"
 
@@ -12,13 +13,6 @@ constexpr int64_t PANEL = 64;  // representative tokens scored together
 struct Node {
     int64_t start, size;
 };
-
-uint64_t mix(uint64_t x) {  // splitmix64
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
 
 int64_t representative(const TreeSearchArgs &t, Node node, uint64_t salt) {
     if (t.representative == 0) return node.start;

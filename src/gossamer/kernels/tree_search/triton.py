@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from gossamer.kernels.random_walks.triton import mix
+from gossamer.kernels.triton_mix import mix
 
 PROGRAMS = 2048  # that fill any device; each has scratch memory for six numbers a node
 LANES = 1024
