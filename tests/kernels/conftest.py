@@ -1,5 +1,6 @@
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,6 +21,48 @@ def nan_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+def forget_triton() -> Callable[[], None]:
+    """Take Triton, and the modules of ours that import it, out of reach of import.
+
+    Returns what puts them back, with the names that their packages know them by.
+    """
+    modules = {
+        name: module
+        for name, module in sys.modules.items()
+        if (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
+        or (name.startswith("gossamer.kernels.") and "triton" in name)
+    }
+    known = []
+    for name in modules:
+        parent, _, child = name.rpartition(".")
+        names = vars(sys.modules[parent]) if parent in sys.modules else {}
+        if child in names:
+            known.append((names, child, names.pop(child)))
+    for name in modules:
+        del sys.modules[name]
+
+    def restore() -> None:
+        sys.modules.update(modules)
+        for names, child, value in known:
+            names[child] = value
+
+    return restore
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[None]:
+    """Without a GPU, use a Triton that interprets, which is settled when it is imported."""
+    if torch.cuda.is_available():
+        yield
+        return
+    restore = forget_triton()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield
+    forget_triton()
+    restore()
 
 
 @pytest.fixture(params=instruction_sets())
