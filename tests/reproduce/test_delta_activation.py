@@ -137,17 +137,6 @@ def test_steps_are_chosen_on_the_first_frames_alone():
     assert delta_activation._choose_scale(model, coarse) == min(delta_activation.SCALES)
 
 
-def test_a_step_is_too_coarse_where_its_error_could_change_the_class(monkeypatch):
-    """The class leads by 0.3; errors of twice the step happen to widen that."""
-
-    def lucky(model, video, scale):
-        return lambda frames: frames + torch.tensor([2 * scale, 0.0])
-
-    monkeypatch.setattr(delta_activation, "_calibrated", lucky)
-    video = torch.tensor([[1.0, 0.7]]).repeat(6, 1)
-    assert delta_activation._choose_scale(nn.Identity(), video) == 0.05
-
-
 @pytest.mark.parametrize(("ours", "holds"), [(1.0, True), (3.0, False)])
 def test_times_are_compared_and_what_is_timed_runs(monkeypatch, ours, holds):
     def milliseconds(functions):

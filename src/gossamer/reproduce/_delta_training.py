@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from gossamer.conditional import (
     DeltaActivation,
-    L1Activation,
     calibrate,
     insert_delta,
     insert_l1,
     operations_density,
     temporal_loss,
 )
+from gossamer.conditional.delta_activation import PenalisedActivation
 from gossamer.data.moving_digits import CLASSES, SIZE, DigitClips, MovingDigits
 
 RATE = 3e-3  # by other seeds than are reported; the paper's belong to larger fan-outs
@@ -113,10 +113,6 @@ def mean_arm(arms: list[Arm]) -> Arm:
     return replace(arms[0], **{name: fmean(getattr(arm, name) for arm in arms) for name in figures})
 
 
-def _penalised_layers(model: nn.Module) -> list[DeltaActivation | L1Activation]:
-    return [m for m in model.modules() if isinstance(m, DeltaActivation | L1Activation)]
-
-
 def _delta_layers(model: nn.Module) -> list[DeltaActivation]:
     return [layer for layer in model.modules() if isinstance(layer, DeltaActivation)]
 
@@ -129,8 +125,9 @@ def _train(model: nn.Module, clips: DigitClips, steps: int, rate: float) -> None
     model.train()
     for step in range(steps):
         if step == int(SETTLED * steps):  # the paper's 1e-4 falls to 1e-6
-            for layer in _penalised_layers(model):
-                layer.rate *= SETTLED_RATE
+            for layer in model.modules():
+                if isinstance(layer, PenalisedActivation):
+                    layer.rate *= SETTLED_RATE
         batch = clips.draw(16, frames=FRAMES)
         logits = model(batch.video).flatten(0, 1)
         loss = F.cross_entropy(logits, batch.labels.repeat_interleave(FRAMES))
