@@ -101,15 +101,9 @@ void run(const PagedDotArgs &p) {
         }
         const int64_t done = dot_groups(query, heads, p.dim, key + begin * p.key.token, p.key.token,
                                         end - begin, out + begin, p.k_len);
-        for (int64_t j = begin + done; j < end; j += W) {
-            const T *keys[W];
-            for (int k = 0; k < W; ++k) {
-                const int64_t at = min64(j + k, end - 1);
-                keys[k] = key + at * p.key.token;
-                prefetch_row(key + min64(at + PREFETCH, p.k_len - 1) * p.key.token, p.dim);
-            }
-            dot_keys(query, heads, p.dim, keys, min64(W, end - j), out + j, p.k_len);
-        }
+        const Run<T> keys{key, p.key.token};
+        for (int64_t j = begin + done; j < end; j += W)
+            dot_keys(query, heads, p.dim, keys.from(j), min64(W, end - j), out + j, p.k_len);
     }
 }
 
